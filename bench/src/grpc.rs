@@ -1,0 +1,153 @@
+//! The load on gRPC servers: one HTTP/2 connection, unary calls, nothing decoded.
+//!
+//! Written on hyper rather than on a gRPC library, so that on a machine with few cores as little as
+//! can be goes to the side that only asks.
+
+use std::{net::SocketAddr, path::PathBuf, time::Duration, time::Instant};
+
+use anyhow::{Context, Result, bail, ensure};
+use bytes::{BufMut, Bytes, BytesMut};
+use http::{HeaderMap, Request, Uri, header::CONTENT_TYPE, header::HeaderName};
+use http_body_util::{BodyExt, Full};
+use hyper::client::conn::http2::{self, SendRequest};
+use hyper_util::rt::{TokioExecutor, TokioIo};
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::net::{TcpStream, UnixStream};
+use tokio::task::{JoinSet, LocalSet};
+
+use crate::load::Sample;
+
+/// What is sent: 32 bytes of text.
+pub const PAYLOAD: &[u8; 32] = b"0123456789abcdef0123456789abcdef";
+
+/// What every server here puts in front of it.
+pub const PREFIX: &[u8; 6] = b"Echo: ";
+
+const METHOD: &str = "http://localhost/demo.v1.Echo/Say";
+const GRPC_STATUS: HeaderName = HeaderName::from_static("grpc-status");
+
+/// Where a server listens.
+#[derive(Debug, Clone)]
+pub enum Address {
+    Tcp(SocketAddr),
+    Unix(PathBuf),
+}
+
+/// A connection, ready to carry load.
+pub struct Load {
+    sender: SendRequest<Full<Bytes>>,
+    call: Call,
+    /// Drives the connection; ends with it.
+    _driver: JoinSet<()>,
+}
+
+impl Load {
+    /// Connects, and makes one call to see that it is answered.
+    pub async fn connect(address: &Address) -> Result<Self> {
+        let connected = match address {
+            Address::Tcp(address) => {
+                let stream = TcpStream::connect(address).await?;
+                stream.set_nodelay(true)?;
+                Self::over(stream).await
+            }
+            Address::Unix(path) => Self::over(UnixStream::connect(path).await?).await,
+        };
+        let mut load = connected.with_context(|| format!("cannot connect to {address:?}"))?;
+        load.call.once(&mut load.sender).await.with_context(|| format!("at {address:?}"))?;
+        Ok(load)
+    }
+
+    async fn over(stream: impl AsyncRead + AsyncWrite + Send + Unpin + 'static) -> Result<Self> {
+        let handshake = http2::Builder::new(TokioExecutor::new()).handshake(TokioIo::new(stream));
+        let (sender, connection) = handshake.await?;
+        let mut driver = JoinSet::new();
+        // Its end shows in the calls.
+        driver.spawn(async move { drop(connection.await) });
+        Ok(Self { sender, call: Call::new(), _driver: driver })
+    }
+
+    /// Keeps `in_flight` calls going for `duration`: each is followed by the next at once.
+    pub async fn run(&self, in_flight: usize, duration: Duration) -> Result<Sample> {
+        let begun = Instant::now();
+        let local = LocalSet::new();
+        let workers: Vec<_> = (0..in_flight)
+            .map(|_| {
+                let (mut sender, call) = (self.sender.clone(), self.call.clone());
+                local.spawn_local(async move {
+                    let mut sample = Sample::default();
+                    while begun.elapsed() < duration {
+                        let call_begun = Instant::now();
+                        call.once(&mut sender).await?;
+                        sample.note(call_begun);
+                    }
+                    anyhow::Ok(sample)
+                })
+            })
+            .collect();
+        let mut all = Sample::default();
+        local
+            .run_until(async {
+                for worker in workers {
+                    all.join(worker.await??);
+                }
+                anyhow::Ok(())
+            })
+            .await?;
+        all.took = begun.elapsed();
+        Ok(all)
+    }
+}
+
+/// The one call that is made over and over.
+#[derive(Clone)]
+struct Call {
+    uri: Uri,
+    headers: HeaderMap,
+    body: Bytes,
+}
+
+impl Call {
+    fn new() -> Self {
+        let mut headers = HeaderMap::new();
+        headers.insert(CONTENT_TYPE, http::HeaderValue::from_static("application/grpc"));
+        headers.insert(http::header::TE, http::HeaderValue::from_static("trailers"));
+        // SayRequest { text: PAYLOAD }: field 1, length-delimited, after gRPC's own prefix.
+        let mut body = BytesMut::new();
+        body.put_u8(0);
+        body.put_u32(PAYLOAD.len() as u32 + 2);
+        body.put_slice(&[0x0a, PAYLOAD.len() as u8]);
+        body.put_slice(PAYLOAD);
+        Self { uri: Uri::from_static(METHOD), headers, body: body.freeze() }
+    }
+
+    async fn once(&self, sender: &mut SendRequest<Full<Bytes>>) -> Result<()> {
+        let mut request = Request::post(self.uri.clone()).body(Full::new(self.body.clone()))?;
+        request.headers_mut().clone_from(&self.headers);
+        sender.ready().await?;
+        let (head, mut body) = sender.send_request(request).await?.into_parts();
+        let (mut received, mut status) = (0, told(&head.headers)?);
+        while let Some(frame) = body.frame().await {
+            match frame?.into_data() {
+                Ok(data) => received += data.len(),
+                Err(frame) => status = frame.trailers_ref().map(told).transpose()?.flatten(),
+            }
+        }
+        ensure!(status == Some(()), "an answer without a status ({})", head.status);
+        let due = self.body.len() + PREFIX.len();
+        ensure!(received == due, "an answer of {received} bytes, not {due}");
+        Ok(())
+    }
+}
+
+/// Whether the call has ended well; an error when it has ended otherwise.
+fn told(headers: &HeaderMap) -> Result<Option<()>> {
+    match headers.get(GRPC_STATUS).map(http::HeaderValue::as_bytes) {
+        None => Ok(None),
+        Some(b"0") => Ok(Some(())),
+        Some(status) => {
+            let message = headers.get("grpc-message").map(http::HeaderValue::as_bytes);
+            let message = String::from_utf8_lossy(message.unwrap_or_default()).into_owned();
+            bail!("status {}: {message}", String::from_utf8_lossy(status))
+        }
+    }
+}

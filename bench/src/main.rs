@@ -1,0 +1,121 @@
+//! `bh-bench`: the product beside its peers, in one run on one machine.
+//!
+//! Owns the load, the subjects (real processes all of them), the arithmetic and the report. Refuses
+//! figures taken apart from each other: whatever is compared runs alternately, at least three times
+//! each, and is told as a median with its extremes. Ratios of one run are what to trust; absolute
+//! figures move with the machine.
+//!
+//! The report, `target/bench/report.json`, is a list of [`report::Figure`].
+
+#![forbid(unsafe_code)]
+
+mod calls;
+mod grpc;
+mod load;
+mod machine;
+mod nats;
+mod report;
+
+use std::{net::SocketAddr, path::PathBuf, process::ExitCode, time::Duration};
+
+use anyhow::{Context, Result};
+use clap::{Parser, Subcommand, ValueEnum, builder::FalseyValueParser};
+
+/// Measures Blackhole beside its peers, and writes a table and a report.
+#[derive(Debug, Parser)]
+#[command(name = "bh-bench", version)]
+struct Args {
+    /// What to measure.
+    #[arg(long, env = "SUITE", value_enum, default_value = "calls")]
+    suite: Suite,
+    /// Shorter runs: good to see that everything works, too short to quote.
+    #[arg(long, env = "QUICK", value_parser = FalseyValueParser::new())]
+    quick: bool,
+    /// Measure only subjects whose name has this in it, such as `nats` or `peer`.
+    #[arg(long, value_name = "WORD", default_value = "")]
+    only: String,
+    /// Where to write the report [default: target/bench/report.json of the repository].
+    #[arg(long, value_name = "FILE")]
+    out: Option<PathBuf>,
+    #[command(subcommand)]
+    role: Option<Role>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum Suite {
+    /// Calls: directly, through one peer, through two, and through NATS.
+    Calls,
+    /// Starting, supervising and containing plugins.
+    Host,
+    /// Replacing plugins while they are called.
+    Swap,
+    /// Finding services, joining, losing peers.
+    Mesh,
+}
+
+/// What this program is when it starts itself.
+#[derive(Debug, Subcommand)]
+enum Role {
+    /// Answers requests through a NATS server.
+    #[command(hide = true)]
+    NatsResponder { address: SocketAddr },
+}
+
+/// How long and how often each subject is measured.
+#[derive(Debug, Clone, Copy)]
+struct Effort {
+    runs: usize,
+    warm_up: Duration,
+    /// One call after another.
+    single: Duration,
+    /// Many calls at once.
+    loaded: Duration,
+}
+
+impl Effort {
+    const FULL: Self = Self {
+        runs: 5,
+        warm_up: Duration::from_millis(500),
+        single: Duration::from_secs(2),
+        loaded: Duration::from_secs(2),
+    };
+    const QUICK: Self = Self {
+        runs: 3,
+        warm_up: Duration::from_millis(200),
+        single: Duration::from_millis(300),
+        loaded: Duration::from_millis(400),
+    };
+}
+
+fn main() -> ExitCode {
+    let args = Args::parse();
+    match run(&args) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("bh-bench: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(args: &Args) -> Result<()> {
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .context("the runtime cannot start")?;
+    if let Some(Role::NatsResponder { address }) = args.role {
+        return runtime.block_on(nats::respond(address));
+    }
+    let effort = if args.quick { Effort::QUICK } else { Effort::FULL };
+    let figures = match args.suite {
+        Suite::Calls => runtime.block_on(calls::measure(effort, &args.only))?,
+        later => {
+            println!("Suite {later:?} has no figures yet; `calls` is the one that has.");
+            Vec::new()
+        }
+    };
+    let path = args.out.clone().unwrap_or_else(report::default_path);
+    report::write(&path, &figures)?;
+    println!("{} figures in {}", figures.len(), path.display());
+    Ok(())
+}

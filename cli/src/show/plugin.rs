@@ -1,0 +1,282 @@
+//! Plugins and their logs.
+
+use protocol::proto::admin::{LogLine, Plugin};
+use serde::Serialize;
+use serde_json::{Value, json};
+
+use super::{Facts, number_or_null, or_dash, text_or_null};
+use crate::{
+    terminal::{Table, Tone, clean, paint},
+    units::{size, span},
+};
+
+/// What is said where there are none.
+pub const NO_PLUGINS: &str = "no plugins loaded; load one with `blackhole plugin load PATH --wait`";
+
+/// All plugins as a table.
+pub fn list(plugins: &[Plugin], colour: bool) -> String {
+    if plugins.is_empty() {
+        return NO_PLUGINS.into();
+    }
+    let headings = ["NAME", "VERSION", "STATE", "PID", "UP", "MEMORY", "RESTARTS", "SERVICES"];
+    let mut table = Table::new(colour, &headings).right(3).right(5).right(6);
+    for plugin in plugins {
+        let running = plugin.pid > 0;
+        table.row([
+            (plugin.name.clone(), Some(Tone::Strong)),
+            (or_dash(&plugin.version), None),
+            (state(plugin), Some(tone(plugin))),
+            (if running { plugin.pid.to_string() } else { "-".into() }, None),
+            (if running { span(plugin.uptime_ms) } else { "-".into() }, None),
+            (if running { size(plugin.memory_bytes) } else { "-".into() }, None),
+            (plugin.restarts.to_string(), None),
+            (or_dash(&plugin.services.join(", ")), None),
+        ]);
+    }
+    let mut text = table.text();
+    for plugin in plugins.iter().filter(|plugin| !plugin.reason.is_empty()) {
+        let line = format!("\n{}: {}", clean(&plugin.name), clean(&plugin.reason));
+        text.push_str(&paint(colour, Tone::Dim, &line));
+    }
+    text
+}
+
+/// All that is known about one plugin.
+pub fn info(plugin: &Plugin, colour: bool) -> String {
+    let mut facts = Facts::new();
+    facts.add("name", &plugin.name);
+    facts.add("version", &plugin.version);
+    facts.add("state", state(plugin));
+    facts.add("reason", &plugin.reason);
+    facts.list("services", &plugin.services);
+    facts.add("announced", if plugin.announced { "yes" } else { "no" });
+    facts.add("source", &plugin.source);
+    facts.add("instance", &plugin.instance);
+    if plugin.pid > 0 {
+        facts.add("pid", plugin.pid.to_string());
+        facts.add("up", span(plugin.uptime_ms));
+        let limit = match plugin.memory_limit_bytes {
+            0 => String::new(),
+            limit => format!(" of {}", size(limit)),
+        };
+        facts.add("memory", format!("{}{limit}", size(plugin.memory_bytes)));
+        facts.add("cpu", format!("{:.1} % of one core", plugin.cpu_percent));
+        facts.add("threads", plugin.threads.to_string());
+        facts.add("open files", plugin.open_files.to_string());
+    }
+    facts.add("last check", &plugin.last_health_check);
+    facts.add("restarts", format!("{} (crashes: {})", plugin.restarts, plugin.crashes));
+    facts.add("last restart", &plugin.last_restart);
+    facts.add("isolation", &plugin.isolation);
+    facts.add("layers", plugin.layers.join(", "));
+    if plugin.logs_lost > 0 {
+        facts.add("logs lost", format!("{} lines", plugin.logs_lost));
+    }
+    facts.text(colour)
+}
+
+/// One plugin as JSON.
+pub fn document(plugin: &Plugin) -> Value {
+    json!({
+        "name": plugin.name,
+        "version": text_or_null(&plugin.version),
+        "state": plugin.state,
+        "reason": text_or_null(&plugin.reason),
+        "pid": number_or_null(plugin.pid),
+        "instance": text_or_null(&plugin.instance),
+        "services": plugin.services,
+        "restarts": plugin.restarts,
+        "crashes": plugin.crashes,
+        "last_restart": text_or_null(&plugin.last_restart),
+        "uptime_ms": plugin.uptime_ms,
+        "memory_bytes": plugin.memory_bytes,
+        "memory_limit_bytes": number_or_null(plugin.memory_limit_bytes),
+        "cpu_percent": plugin.cpu_percent,
+        "threads": plugin.threads,
+        "open_files": plugin.open_files,
+        "layers": plugin.layers,
+        "source": plugin.source,
+        "announced": plugin.announced,
+        "healthy": plugin.healthy,
+        "last_health_check": text_or_null(&plugin.last_health_check),
+        "isolation": text_or_null(&plugin.isolation),
+        "logs_lost": plugin.logs_lost,
+    })
+}
+
+/// All plugins as JSON.
+pub fn documents(plugins: &[Plugin]) -> Value {
+    json!({"plugins": plugins.iter().map(document).collect::<Vec<_>>()})
+}
+
+/// A running plugin that fails its checks is told apart from one that passes them.
+fn state(plugin: &Plugin) -> String {
+    match plugin.state.as_str() {
+        "running" if !plugin.healthy => "unhealthy".into(),
+        state => state.into(),
+    }
+}
+
+fn tone(plugin: &Plugin) -> Tone {
+    match plugin.state.as_str() {
+        "running" if plugin.healthy => Tone::Good,
+        "failed" => Tone::Bad,
+        "stopped" => Tone::Dim,
+        _ => Tone::Warn,
+    }
+}
+
+/// One line of a log for people.
+pub fn log_text(line: &LogLine, colour: bool) -> String {
+    let level = match line.level.as_str() {
+        "error" | "fatal" => Tone::Bad,
+        "warn" | "warning" => Tone::Warn,
+        "debug" | "trace" => Tone::Dim,
+        _ => Tone::Strong,
+    };
+    let mut text = format!(
+        "{} {} {} {}",
+        paint(colour, Tone::Dim, &clean(&line.timestamp)),
+        paint(colour, level, &format!("{:5}", clean(&line.level))),
+        paint(colour, Tone::Dim, &format!("{:10}", clean(&line.stream))),
+        clean(&line.message),
+    );
+    if let Value::Object(fields) = fields(line) {
+        for (key, value) in fields {
+            let pair = match value {
+                Value::String(value) => format!(" {key}={value}"),
+                value => format!(" {key}={value}"),
+            };
+            text.push_str(&paint(colour, Tone::Dim, &clean(&pair)));
+        }
+    }
+    text
+}
+
+/// One line of a log as one line of JSON, keys in the order in which they are read.
+pub fn log_json(line: &LogLine) -> String {
+    #[derive(Serialize)]
+    struct Line<'a> {
+        timestamp: &'a str,
+        node_id: &'a str,
+        service: &'a str,
+        pid: u32,
+        level: &'a str,
+        message: &'a str,
+        fields: Value,
+        stream: &'a str,
+    }
+    let document = Line {
+        timestamp: &line.timestamp,
+        node_id: &line.node_id,
+        service: &line.service,
+        pid: line.pid,
+        level: &line.level,
+        message: &line.message,
+        fields: fields(line),
+        stream: &line.stream,
+    };
+    serde_json::to_string(&document).unwrap_or_default()
+}
+
+fn fields(line: &LogLine) -> Value {
+    let fields = serde_json::from_str(&line.fields_json);
+    fields.ok().filter(Value::is_object).unwrap_or_else(|| json!({}))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn counter() -> Plugin {
+        Plugin {
+            name: "counter".into(),
+            version: "1.2.0".into(),
+            state: "running".into(),
+            pid: 4711,
+            services: vec!["demo.v1.Counter".into()],
+            uptime_ms: 61_000,
+            memory_bytes: 3_400_000,
+            healthy: true,
+            announced: true,
+            source: "./counter".into(),
+            ..Plugin::default()
+        }
+    }
+
+    #[test]
+    fn an_empty_node_says_how_to_load_a_plugin() {
+        assert!(list(&[], false).contains("blackhole plugin load"));
+        assert_eq!(documents(&[]), json!({"plugins": []}));
+    }
+
+    #[test]
+    fn plugins_are_listed_with_reasons_below() {
+        let broken = Plugin {
+            name: "kv".into(),
+            state: "failed".into(),
+            reason: "exited 5 times in 60 s".into(),
+            ..Plugin::default()
+        };
+        let expected = "\
+NAME     VERSION  STATE     PID  UP     MEMORY  RESTARTS  SERVICES
+counter  1.2.0    running  4711  1m 1s  3.4 MB         0  demo.v1.Counter
+kv       -        failed      -  -           -         0  -
+kv: exited 5 times in 60 s";
+        assert_eq!(list(&[counter(), broken], false), expected);
+    }
+
+    #[test]
+    fn a_running_plugin_that_fails_its_checks_is_called_unhealthy() {
+        let plugin = Plugin { healthy: false, ..counter() };
+        assert!(list(std::slice::from_ref(&plugin), false).contains("unhealthy"));
+        let text = info(&plugin, false);
+        assert!(text.contains("\nstate       unhealthy\n"), "{text}");
+    }
+
+    #[test]
+    fn absent_values_are_null() {
+        let document = document(&counter());
+        assert_eq!(document["pid"], 4711);
+        assert_eq!(document["last_restart"], Value::Null);
+        assert_eq!(document["memory_limit_bytes"], Value::Null);
+    }
+
+    fn line() -> LogLine {
+        LogLine {
+            timestamp: "2024-01-15T10:30:00Z".into(),
+            node_id: "node-1".into(),
+            service: "storage".into(),
+            pid: 1003,
+            level: "info".into(),
+            message: "Block stored\x1b[2J".into(),
+            fields_json: r#"{"size":1024,"block_id":"Qm"}"#.into(),
+            stream: "stdout".into(),
+        }
+    }
+
+    #[test]
+    fn log_lines_have_the_documented_shape() {
+        assert_eq!(
+            log_json(&line()),
+            r#"{"timestamp":"2024-01-15T10:30:00Z","node_id":"node-1","service":"storage","#
+                .to_owned()
+                + r#""pid":1003,"level":"info","message":"Block stored\u001b[2J","#
+                + r#""fields":{"block_id":"Qm","size":1024},"stream":"stdout"}"#
+        );
+    }
+
+    #[test]
+    fn log_lines_for_people_carry_no_control_characters() {
+        assert_eq!(
+            log_text(&line(), false),
+            "2024-01-15T10:30:00Z info  stdout     Block stored\u{fffd}[2J block_id=Qm size=1024"
+        );
+    }
+
+    #[test]
+    fn broken_fields_do_not_lose_the_line() {
+        let line = LogLine { fields_json: "{".into(), ..line() };
+        assert!(log_json(&line).contains(r#""fields":{}"#));
+    }
+}

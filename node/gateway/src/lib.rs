@@ -1,0 +1,32 @@
+//! The door between programs and the mesh: gRPC and HTTP in, calls out.
+//!
+//! Owns the listeners' connections, the translation between HTTP/2 and [`protocol::ports::Call`],
+//! and the few services that speak for the whole mesh: gRPC reflection, gRPC health, `GET /health`
+//! and `GET /metrics`. Refuses to choose who answers (that is the router behind
+//! [`protocol::ports::Invoke`]) and to look into messages: bodies pass as they come, only the
+//! length before each message is read, to hold it to its bound.
+//!
+//! A call: [`serve_grpc`] accepts a connection, `grpc` admits the request, `translate` makes a
+//! call of it, `Invoke` carries it, `stream` passes both bodies, and `rescue` says in gRPC's words
+//! what went wrong where the mesh failed.
+
+#![forbid(unsafe_code)]
+
+mod bounds;
+mod catalog;
+mod grpc;
+mod health;
+mod http_side;
+mod reflection;
+mod report;
+mod rescue;
+mod serve;
+mod sizes;
+mod stream;
+mod translate;
+
+pub use catalog::Catalog;
+pub use grpc::Grpc;
+pub use http_side::{HealthSource, health_routes, metrics_routes};
+pub use report::{HealthReport, NodeHealth, PluginCondition, PluginHealth, ProcessUse};
+pub use serve::{Listening, serve_grpc, serve_grpc_stream, serve_http};

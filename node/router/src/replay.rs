@@ -1,0 +1,176 @@
+//! A request body that can be sent again, as long as little of it was sent.
+//!
+//! The first bytes of the caller's messages are remembered while they pass, up to a bound, so that
+//! a call whose first provider turns out to be gone is offered to the next with its messages
+//! whole. Past the bound nothing is remembered and the call has its one attempt; once a provider
+//! answers, the memory is released.
+
+use std::{
+    pin::Pin,
+    sync::Arc,
+    task::{Context, Poll},
+};
+
+use bytes::Bytes;
+use http_body::{Body as _, Frame, SizeHint};
+use parking_lot::Mutex;
+use protocol::{
+    failure::{Failure, Reason},
+    ports::Body,
+};
+
+use crate::guard::Progress;
+
+/// What is remembered of one request. The calls that fail over in practice are small ones; this
+/// holds any of them and keeps a node with ten thousand uploads in flight below a gigabyte.
+pub(crate) const REPLAY_BYTES_MAX: usize = 64 * 1024;
+
+/// Chunks remembered of one request, so that a stream of one-byte chunks costs no more than one
+/// of large ones.
+const REPLAY_CHUNKS_MAX: usize = 256;
+
+/// One caller's request, from which attempts are made.
+#[derive(Clone)]
+pub(crate) struct Replay {
+    source: Arc<Mutex<Source>>,
+    progress: Arc<Progress>,
+}
+
+struct Source {
+    body: Body,
+    /// What has been taken from `body`, while it is remembered.
+    kept: Vec<Bytes>,
+    kept_bytes: usize,
+    /// Past the bound, or answered: nothing is kept and no attempt can be made.
+    released: bool,
+    /// Why `released`: too large, rather than answered.
+    overflowed: bool,
+    ended: bool,
+    /// The attempt that may take from `body`; an older one that still lives gets an error.
+    attempt: u32,
+}
+
+impl Replay {
+    pub(crate) fn new(body: Body, progress: Arc<Progress>) -> Self {
+        let ended = body.is_end_stream();
+        let source = Source {
+            body,
+            kept: Vec::new(),
+            kept_bytes: 0,
+            released: false,
+            overflowed: false,
+            ended,
+            attempt: 0,
+        };
+        Self { source: Arc::new(Mutex::new(source)), progress }
+    }
+
+    /// The body of the next attempt, from its first byte; `None` when too much was already sent
+    /// to say it again. Ends the attempt before.
+    pub(crate) fn attempt(&self) -> Option<Body> {
+        let mut source = self.source.lock();
+        if source.released {
+            return None;
+        }
+        source.attempt += 1;
+        Some(Body::new(Attempt {
+            source: Arc::clone(&self.source),
+            progress: Arc::clone(&self.progress),
+            number: source.attempt,
+            next: 0,
+        }))
+    }
+
+    /// True when no further attempt can be made because too much of the request was sent.
+    pub(crate) fn overflowed(&self) -> bool {
+        self.source.lock().overflowed
+    }
+
+    /// Somebody answers: there will be no further attempt.
+    pub(crate) fn settle(&self) {
+        self.source.lock().released = true;
+    }
+}
+
+/// One sending of the request.
+struct Attempt {
+    source: Arc<Mutex<Source>>,
+    progress: Arc<Progress>,
+    number: u32,
+    /// The next remembered chunk to say again.
+    next: usize,
+}
+
+impl http_body::Body for Attempt {
+    type Data = Bytes;
+    type Error = Failure;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, Failure>>> {
+        let this = &mut *self;
+        let mut source = this.source.lock();
+        if source.attempt != this.number {
+            let message = "this attempt was given up for another one";
+            return Poll::Ready(Some(Err(Failure::unknown(Reason::Cancelled, message))));
+        }
+        if let Some(chunk) = source.kept.get(this.next).cloned() {
+            this.next += 1;
+            if source.released && this.next == source.kept.len() {
+                source.kept = Vec::new();
+            }
+            return Poll::Ready(Some(Ok(Frame::data(chunk))));
+        }
+        if source.ended {
+            return Poll::Ready(None);
+        }
+        let polled = Pin::new(&mut source.body).poll_frame(cx);
+        match &polled {
+            Poll::Pending => return Poll::Pending,
+            Poll::Ready(Some(Ok(frame))) => {
+                this.progress.touch();
+                if let Some(data) = frame.data_ref() {
+                    this.next += usize::from(source.keep(data));
+                }
+            }
+            Poll::Ready(Some(Err(_)) | None) => source.ended = true,
+        }
+        if source.body.is_end_stream() {
+            source.ended = true;
+        }
+        polled
+    }
+
+    fn is_end_stream(&self) -> bool {
+        let source = self.source.lock();
+        source.ended && source.attempt == self.number && self.next >= source.kept.len()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        SizeHint::default()
+    }
+}
+
+impl Source {
+    /// Remembers `data` where that is still of use; true when it did.
+    fn keep(&mut self, data: &Bytes) -> bool {
+        if self.released || data.is_empty() {
+            return false;
+        }
+        let bytes = self.kept_bytes.saturating_add(data.len());
+        if bytes > REPLAY_BYTES_MAX || self.kept.len() == REPLAY_CHUNKS_MAX {
+            // The only attempt has said all of `kept` already, or it would not be here.
+            self.kept = Vec::new();
+            self.released = true;
+            self.overflowed = true;
+            return false;
+        }
+        self.kept_bytes = bytes;
+        self.kept.push(data.clone());
+        true
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,241 @@
+use proptest::{collection::vec, prelude::*};
+use protocol::id::{InstanceId, NodeKey, PeerId};
+
+use super::*;
+
+fn peer(number: u8) -> PeerId {
+    NodeKey::from_seed([number; 32]).peer_id()
+}
+
+fn candidate(number: u8, local: bool, standing: Standing) -> Candidate {
+    Candidate {
+        peer: peer(if local { 0 } else { number }),
+        local,
+        instance: InstanceId(number.into()),
+        plugin: "counter".into(),
+        version: "1.2.0".into(),
+        labels: BTreeMap::new(),
+        load_percent: 0,
+        standing,
+    }
+}
+
+fn healthy(count: u8) -> Vec<Candidate> {
+    (1..=count).map(|number| candidate(number, false, Standing::Healthy)).collect()
+}
+
+fn idle(candidates: &[Candidate]) -> Vec<Seen<'_>> {
+    candidates.iter().map(|candidate| Seen { candidate, in_flight: 0, doubted: false }).collect()
+}
+
+fn anything() -> Requirement {
+    Requirement::default()
+}
+
+fn first(seen: &[Seen<'_>], locality: Locality, chance: u64) -> usize {
+    let requirement = anything();
+    select(seen, &Want { locality, requirement: &requirement }, chance).choices[0].index
+}
+
+prop_compose! {
+    fn any_candidate()(
+        number in 1..6_u8,
+        local: bool,
+        standing in prop_oneof![
+            Just(Standing::Healthy), Just(Standing::Suspect), Just(Standing::Unreachable)
+        ],
+        load_percent in 0..=100_u8,
+        minor in 0..3_u64,
+        region in prop_oneof![Just("north"), Just("south")],
+        in_flight in 0..5_u32,
+        doubted: bool,
+    ) -> (Candidate, u32, bool) {
+        let candidate = Candidate {
+            load_percent,
+            version: format!("1.{minor}.0"),
+            labels: [("region".to_owned(), region.to_owned())].into(),
+            ..candidate(number, local, standing)
+        };
+        (candidate, in_flight, doubted)
+    }
+}
+
+fn any_locality() -> impl Strategy<Value = Locality> {
+    prop_oneof![
+        Just(Locality::Local),
+        Just(Locality::PreferLocal),
+        Just(Locality::Any),
+        (0..6_u8).prop_map(|number| Locality::Peer(peer(number))),
+    ]
+}
+
+fn any_requirement() -> impl Strategy<Value = Requirement> {
+    (any::<bool>(), any::<bool>()).prop_map(|(labelled, versioned)| Requirement {
+        labels: labelled.then(|| ("region".into(), "north".into())).into_iter().collect(),
+        version: versioned.then(|| ">=1.1".parse().expect("a requirement")),
+    })
+}
+
+fn may_answer(candidate: &Candidate, want: &Want<'_>) -> bool {
+    let placed = match want.locality {
+        Locality::Local => candidate.local,
+        Locality::Peer(peer) => candidate.peer == peer,
+        Locality::PreferLocal | Locality::Any => true,
+    };
+    let labelled = want.requirement.labels.is_empty() || candidate.labels["region"] == "north";
+    let versioned = want.requirement.version.is_none() || candidate.version != "1.0.0";
+    placed && labelled && versioned
+}
+
+proptest! {
+    #[test]
+    fn exactly_those_who_may_answer_are_chosen_each_once(
+        candidates in vec(any_candidate(), 0..12),
+        locality in any_locality(),
+        requirement in any_requirement(),
+        chance: u64,
+    ) {
+        let seen: Vec<_> = candidates
+            .iter()
+            .map(|(candidate, in_flight, doubted)| Seen {
+                candidate, in_flight: *in_flight, doubted: *doubted,
+            })
+            .collect();
+        let want = Want { locality, requirement: &requirement };
+        let selection = select(&seen, &want, chance);
+        let mut met = vec![0; seen.len()];
+        for choice in &selection.choices {
+            met[choice.index] += 1;
+            prop_assert!(may_answer(seen[choice.index].candidate, &want));
+        }
+        for refused in &selection.refused {
+            met[refused.index] += 1;
+            prop_assert!(!may_answer(seen[refused.index].candidate, &want));
+        }
+        prop_assert!(met.iter().all(|times| *times == 1));
+        prop_assert_eq!(&select(&seen, &want, chance).choices, &selection.choices);
+
+        for pair in selection.choices.windows(2) {
+            let [better, worse] = [&seen[pair[0].index], &seen[pair[1].index]];
+            prop_assert!(better.standing() <= worse.standing(), "doubtful before healthy");
+            if locality == Locality::PreferLocal && better.standing() == worse.standing() {
+                prop_assert!(better.candidate.local || !worse.candidate.local, "far before near");
+            }
+        }
+    }
+
+    #[test]
+    fn the_busiest_of_several_is_never_first(
+        count in 2..8_u8,
+        busiest in 0..8_usize,
+        chance: u64,
+    ) {
+        let candidates = healthy(count);
+        let mut seen = idle(&candidates);
+        let busiest = busiest % seen.len();
+        seen[busiest].in_flight = 1;
+        prop_assert_ne!(first(&seen, Locality::Any, chance), busiest);
+    }
+}
+
+#[test]
+fn equals_share_evenly() {
+    const CALLS: u64 = 30_000;
+    for count in [2_u8, 3, 7] {
+        let candidates = healthy(count);
+        let seen = idle(&candidates);
+        let mut shares = vec![0_u64; seen.len()];
+        for chance in 0..CALLS {
+            shares[first(&seen, Locality::Any, chance)] += 1;
+        }
+        let fair = CALLS / u64::from(count);
+        for share in &shares {
+            assert!(share.abs_diff(fair) < fair / 20, "{count} share {CALLS} as {shares:?}");
+        }
+    }
+}
+
+#[test]
+fn small_differences_in_reported_load_do_not_starve_anyone() {
+    let mut candidates = healthy(2);
+    candidates[1].load_percent = LOAD_DIFFERENCE_MIN - 1;
+    let seen = idle(&candidates);
+    let second = (0..1_000).filter(|chance| first(&seen, Locality::Any, *chance) == 1).count();
+    assert!((400..600).contains(&second), "{second} of 1000");
+
+    candidates[1].load_percent = LOAD_DIFFERENCE_MIN;
+    let seen = idle(&candidates);
+    assert!((0..1_000).all(|chance| first(&seen, Locality::Any, chance) == 0));
+}
+
+#[test]
+fn a_local_one_that_has_just_failed_comes_after_healthy_remote_ones() {
+    let candidates =
+        [candidate(1, true, Standing::Healthy), candidate(2, false, Standing::Healthy)];
+    let mut seen = idle(&candidates);
+    assert_eq!(first(&seen, Locality::PreferLocal, 7), 0);
+    seen[0].doubted = true;
+    assert_eq!(first(&seen, Locality::PreferLocal, 7), 1);
+    seen[1].doubted = true;
+    assert_eq!(first(&seen, Locality::PreferLocal, 7), 0);
+}
+
+#[test]
+fn every_place_in_the_order_has_its_reason() {
+    let mut candidates = vec![
+        candidate(1, true, Standing::Healthy),
+        candidate(2, false, Standing::Healthy),
+        candidate(3, false, Standing::Suspect),
+        candidate(4, false, Standing::Unreachable),
+        candidate(5, false, Standing::Healthy),
+    ];
+    candidates[4].version = "not semantic".into();
+    let seen = idle(&candidates);
+    let requirement = Requirement { version: "1".parse().ok(), ..anything() };
+    let want = Want { locality: Locality::PreferLocal, requirement: &requirement };
+    let selection = select(&seen, &want, 1);
+    let whys: Vec<_> = selection.choices.iter().map(|choice| (choice.index, choice.why)).collect();
+    assert_eq!(
+        whys,
+        [(0, Why::OnThisNode), (1, Why::Elsewhere), (2, Why::Suspect), (3, Why::Unreachable)]
+    );
+    assert_eq!(
+        selection.refused,
+        [Refused { index: 4, why: Unfit::Version { required: "^1".into() } }]
+    );
+}
+
+/// A queue of calls over providers of different speed, seeded: the slow one gets its share of the
+/// work and no more, and nobody's queue runs away.
+#[test]
+fn slow_providers_get_less_and_nobody_piles_up() {
+    const STEPS: u64 = 20_000;
+    let candidates = healthy(5);
+    // Calls finished per hundred steps; the sum is above the hundred that arrive.
+    let speeds = [8_u64, 30, 30, 30, 30];
+    for seed in 0..5_u64 {
+        let mut in_flight = [0_u32; 5];
+        let mut served = [0_u64; 5];
+        let mut deepest = 0;
+        for step in 0..STEPS {
+            let seen: Vec<_> = candidates
+                .iter()
+                .zip(in_flight)
+                .map(|(candidate, in_flight)| Seen { candidate, in_flight, doubted: false })
+                .collect();
+            let chosen = first(&seen, Locality::Any, seed << 32 | step);
+            in_flight[chosen] += 1;
+            served[chosen] += 1;
+            deepest = deepest.max(in_flight[chosen]);
+            let mut chance = Chance(seed << 48 ^ step);
+            for (queue, speed) in in_flight.iter_mut().zip(speeds) {
+                if (chance.below(100) as u64) < speed {
+                    *queue = queue.saturating_sub(1);
+                }
+            }
+        }
+        assert!(deepest < 30, "seed {seed}: a queue of {deepest}");
+        assert!(served[0] < served[1] / 2, "seed {seed}: {served:?}");
+        assert!(served[0] > STEPS / 100, "seed {seed}: the slow one starves: {served:?}");
+    }
+}

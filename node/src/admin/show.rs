@@ -1,0 +1,204 @@
+//! What the node's parts say, in the admin contract's words.
+
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use plugin_host::{LogRecord, PluginStatus};
+use protocol::proto::admin as api;
+use router::Explanation;
+
+use super::Node;
+use crate::{knowledge::Offer, usage::Usage};
+
+/// The node itself.
+pub fn status(node: &Node) -> api::StatusResponse {
+    let view = node.knowledge.peer().view();
+    let plugins = node.host.list();
+    api::StatusResponse {
+        peer_id: node.ready.peer_id.clone(),
+        name: node.ready.name.clone(),
+        network: node.ready.network.clone(),
+        version: env!("CARGO_PKG_VERSION").into(),
+        pid: std::process::id(),
+        uptime_ms: node.began.elapsed().as_millis() as u64,
+        listen: view.listen.iter().map(|it| format!("{it}/p2p/{}", view.id)).collect(),
+        external: view.external.iter().map(ToString::to_string).collect(),
+        grpc: node.ready.grpc.clone().unwrap_or_default(),
+        http: node.ready.http.clone().unwrap_or_default(),
+        metrics: node.ready.metrics.clone().unwrap_or_default(),
+        admin_socket: node.ready.admin.clone().unwrap_or_default(),
+        mesh_socket: node.ready.mesh.clone().unwrap_or_default(),
+        data_dir: node.settings.data_dir.display().to_string(),
+        run_dir: node.settings.run_dir.display().to_string(),
+        labels: node.settings.labels.clone().into_iter().collect(),
+        memory_bytes: Usage::memory_bytes(),
+        cpu_percent: node.usage.cpu_percent(),
+        peers: view.peers.len() as u32,
+        services: node.knowledge.offers().len() as u32,
+        joined: view.joined,
+        plugins: plugins.into_iter().map(|it| plugin(node, it)).collect(),
+        warnings: warnings(node),
+    }
+}
+
+/// What is not in force, runs reduced, or cannot be reached.
+fn warnings(node: &Node) -> Vec<String> {
+    let unreachable = node.unreachable.lock();
+    let bootstraps = unreachable
+        .iter()
+        .map(|(address, why)| format!("bootstrap {address} does not answer: {why}; still trying"));
+    let mut warnings = node.settings.warnings.clone();
+    warnings.extend(bootstraps);
+    if !node.settings.namespaces {
+        warnings.push("plugins run without namespaces (plugins.namespaces: off)".into());
+    }
+    warnings
+}
+
+/// Everything probed now.
+pub async fn health(node: &Node) -> api::HealthResponse {
+    let check = |name: &str, healthy, detail: String| api::HealthCheck {
+        name: name.into(),
+        healthy,
+        detail,
+    };
+    let database = node.database.clone();
+    let store = tokio::task::spawn_blocking(move || database.check()).await;
+    let mut checks = vec![match store {
+        Ok(Ok(())) => check("store", true, "writes and reads".into()),
+        Ok(Err(error)) => check("store", false, format!("{error}; is the disk full?")),
+        Err(_) => check("store", false, "the check broke off".into()),
+    }];
+    let view = node.knowledge.peer().view();
+    let alone = node.settings.bootstrap.is_empty();
+    let mesh = match (view.peers.len(), alone) {
+        (0, true) => "no peers, and none were asked for".into(),
+        (0, false) => "no peer reached; check the bootstrap addresses with `blackhole doctor`".into(),
+        (count, _) => format!("{count} peers connected"),
+    };
+    checks.push(check("mesh", !view.peers.is_empty() || alone, mesh));
+    for plugin in node.host.list() {
+        let running = plugin.state == plugin_host::State::Running;
+        let detail = match (running && plugin.healthy, plugin.reason.is_empty()) {
+            (true, _) => "answers".into(),
+            (false, true) => format!("is {}", plugin.state),
+            (false, false) => format!("is {}: {}", plugin.state, plugin.reason),
+        };
+        let healthy = running && plugin.healthy;
+        checks.push(check(&format!("plugin {}", plugin.name), healthy, detail));
+    }
+    api::HealthResponse { healthy: checks.iter().all(|check| check.healthy), checks }
+}
+
+/// One plugin.
+pub fn plugin(node: &Node, it: PluginStatus) -> api::Plugin {
+    let announced = it.instance.is_some_and(|run| node.knowledge.is_announced(run));
+    let reason = if it.reason.is_empty() { it.warnings.join("; ") } else { it.reason };
+    api::Plugin {
+        name: it.name,
+        version: it.version,
+        state: it.state.to_string(),
+        reason,
+        pid: it.pid.unwrap_or(0),
+        instance: it.instance.map(|run| run.to_string()).unwrap_or_default(),
+        services: it.services.iter().map(ToString::to_string).collect(),
+        restarts: it.restarts,
+        crashes: it.crashes,
+        last_restart: time(it.last_restart),
+        uptime_ms: it.uptime.map_or(0, |uptime| uptime.as_millis() as u64),
+        memory_bytes: it.memory_bytes,
+        memory_limit_bytes: it.memory_limit_bytes.unwrap_or(0),
+        cpu_percent: it.cpu_percent,
+        threads: it.threads,
+        open_files: it.open_files,
+        layers: it.layers,
+        source: it.source,
+        announced,
+        healthy: it.healthy,
+        last_health_check: time(it.last_health_check),
+        isolation: it.isolation,
+        logs_lost: it.logs_lost,
+    }
+}
+
+/// One line of a plugin's log.
+pub fn log(it: &LogRecord) -> api::LogLine {
+    api::LogLine {
+        timestamp: it.timestamp.clone(),
+        node_id: it.node_id.clone(),
+        service: it.service.clone(),
+        pid: it.pid,
+        level: it.level.clone(),
+        message: it.message.clone(),
+        fields_json: serde_json::Value::Object(it.fields.clone()).to_string(),
+        stream: it.stream.as_str().into(),
+    }
+}
+
+/// One provider.
+pub fn provider(node: &Node, it: &Offer) -> api::Provider {
+    let candidate = &it.candidate;
+    let agent = node.knowledge.peer().view().neighbour(candidate.peer).map(|it| it.agent.clone());
+    let peer_name = if candidate.local { node.ready.name.clone() } else { agent.unwrap_or_default() };
+    let expires_in_ms = it.expires.map_or(0, |at| at.saturating_sub(now_millis()));
+    api::Provider {
+        peer_id: candidate.peer.to_string(),
+        peer_name,
+        plugin: candidate.plugin.clone(),
+        version: candidate.version.clone(),
+        instance: candidate.instance.to_string(),
+        local: candidate.local,
+        connected: it.connected,
+        transport: it.transport.clone().unwrap_or_default(),
+        expires_in_ms,
+        load_percent: candidate.load_percent.into(),
+        rtt_us: it.rtt.map_or(0, |rtt| rtt.as_micros() as u64),
+        labels: candidate.labels.clone().into_iter().collect(),
+    }
+}
+
+/// All neighbours.
+pub fn peers(node: &Node) -> api::PeersResponse {
+    let view = node.knowledge.peer().view();
+    let directory = node.knowledge.peer().directory();
+    let connection = |it: &peer::ConnectionView| api::Connection {
+        address: it.address.to_string(),
+        transport: it.transport.to_string(),
+        direction: if it.inbound { "in" } else { "out" }.into(),
+        age_ms: it.since.elapsed().map_or(0, |age| age.as_millis() as u64),
+    };
+    let neighbour = |it: &peer::NeighbourView| api::Peer {
+        peer_id: it.id.to_string(),
+        agent: it.agent.clone(),
+        connections: it.connections.iter().map(connection).collect(),
+        rtt_us: it.rtt.map_or(0, |rtt| rtt.as_micros() as u64),
+        services: directory.of_peer(it.id).into_iter().map(ToString::to_string).collect(),
+    };
+    api::PeersResponse { peers: view.peers.iter().map(neighbour).collect() }
+}
+
+/// Who would answer, and why.
+pub fn explanation(node: &Node, told: &Explanation, offers: &[Offer]) -> api::ExplainResponse {
+    let candidates = told.candidates.iter().map(|one| {
+        let same = |offer: &&Offer| {
+            (offer.candidate.peer, offer.candidate.instance)
+                == (one.candidate.peer, one.candidate.instance)
+        };
+        api::Candidate {
+            provider: offers.iter().find(same).map(|offer| provider(node, offer)),
+            eligible: one.eligible,
+            why: one.why.clone(),
+        }
+    });
+    api::ExplainResponse { candidates: candidates.collect(), verdict: told.to_string() }
+}
+
+/// RFC 3339; empty for never.
+pub fn time(at: Option<SystemTime>) -> String {
+    at.and_then(|at| jiff::Timestamp::try_from(at).ok())
+        .map(|at| at.to_string())
+        .unwrap_or_default()
+}
+
+fn now_millis() -> u64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_millis() as u64)
+}

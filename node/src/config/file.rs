@@ -1,0 +1,400 @@
+//! The configuration file: keys, kinds and bounds. Tells all mistakes at once.
+
+use std::{collections::BTreeMap, fmt::Display, ops::RangeInclusive, path::PathBuf, str::FromStr};
+use std::time::Duration;
+
+use multiaddr::Multiaddr;
+use protocol::{
+    document::{self, Fields, Mistake, Mistakes, Value},
+    id::NetworkName,
+};
+
+use super::{Service, Supervision};
+
+/// What a configuration file says; everything is optional.
+#[derive(Debug, Default)]
+pub struct ConfigFile {
+    pub name: Option<String>,
+    pub data_dir: Option<PathBuf>,
+    pub run_dir: Option<PathBuf>,
+    pub labels: BTreeMap<String, String>,
+    pub network: Option<NetworkName>,
+    pub listen: Vec<Multiaddr>,
+    pub bootstrap: Vec<Multiaddr>,
+    pub external: Vec<Multiaddr>,
+    pub mdns: Option<bool>,
+    /// 0 means off.
+    pub http_port: Option<u16>,
+    /// 0 means off.
+    pub grpc_port: Option<u16>,
+    /// 0 means off.
+    pub metrics_port: Option<u16>,
+    pub log_level: Option<String>,
+    pub namespaces: Option<bool>,
+    pub supervision: Supervision,
+    pub services: BTreeMap<String, Service>,
+    pub warnings: Vec<String>,
+}
+
+/// Services that this executable contains.
+pub const BUILT_IN: [&str; 1] = ["identity"];
+/// Services the papers name that are not built yet: their entries load, with a warning.
+const FORESEEN: [&str; 5] = ["storage", "ledger", "analytics", "social", "telemetry"];
+
+/// Bytes of any text: paths are at most 4,096 on Linux.
+const TEXT_BYTES_MAX: usize = 4_096;
+/// Entries of any list or map.
+const ENTRIES_MAX: usize = 256;
+/// Any interval or window.
+const DURATIONS: RangeInclusive<Duration> =
+    Duration::from_millis(10)..=Duration::from_secs(7 * 24 * 3_600);
+
+impl ConfigFile {
+    /// Reads `text`, or tells everything that is wrong with it.
+    pub fn parse(text: &str) -> Result<Self, Vec<Mistake>> {
+        let mut reader = Reader { file: Self::default(), found: Mistakes::default() };
+        let node = document::parse(text).map_err(|mistake| vec![mistake])?;
+        if node.value != Value::Null
+            && let Some(root) = reader.found.map(node, "")
+        {
+            reader.whole(root);
+        }
+        if reader.found.is_empty() { Ok(reader.file) } else { Err(reader.found.into_sorted()) }
+    }
+}
+
+struct Reader {
+    file: ConfigFile,
+    found: Mistakes,
+}
+
+impl Reader {
+    fn whole(&mut self, mut root: Fields) {
+        let mut lines = BTreeMap::new();
+        let node = root.section("node", &mut self.found);
+        self.node(node);
+        let management = root.section("process_management", &mut self.found);
+        self.process_management(management);
+        let network = root.section("network", &mut self.found);
+        self.network(network);
+        let services = root.section("services", &mut self.found);
+        self.services(services);
+        let api = root.section("api", &mut self.found);
+        self.api(api, &mut lines);
+        let monitoring = root.section("monitoring", &mut self.found);
+        self.monitoring(monitoring, &mut lines);
+        let plugins = root.section("plugins", &mut self.found);
+        self.plugins(plugins);
+        root.finish(&mut self.found);
+        self.refuse_port_clashes(&lines);
+    }
+
+    fn node(&mut self, mut fields: Fields) {
+        self.file.name = self.text(&mut fields, "name");
+        self.file.data_dir = self.text(&mut fields, "dataDir").map(PathBuf::from);
+        self.file.run_dir = self.text(&mut fields, "runDir").map(PathBuf::from);
+        let labels = fields.section("labels", &mut self.found);
+        for (key, node) in labels.into_entries() {
+            let at = format!("node.labels.{}", key.text);
+            if let Some(value) = self.found.text(&node, &at, TEXT_BYTES_MAX) {
+                self.file.labels.insert(key.text, value);
+            }
+        }
+        fields.finish(&mut self.found);
+    }
+
+    fn process_management(&mut self, mut fields: Fields) {
+        let mut supervisor = fields.section("supervisor", &mut self.found);
+        // A child's end is noticed at once by waiting on it; the interval has nothing left to do.
+        self.duration(&mut supervisor, "check_interval");
+        let policies = ["exponential_backoff", "always", "on_failure", "never"];
+        self.choice(&mut supervisor, "restart_policy", &policies);
+        if let Some(count) = self.whole_number(&mut supervisor, "max_restarts", 0..=1_000) {
+            self.file.supervision.max_restarts = count as u32;
+        }
+        if let Some(window) = self.duration(&mut supervisor, "restart_window") {
+            self.file.supervision.restart_window = window;
+        }
+        supervisor.finish(&mut self.found);
+        let mut checks = fields.section("health_checks", &mut self.found);
+        if let Some(interval) = self.duration(&mut checks, "interval") {
+            self.file.supervision.health_interval = interval;
+        }
+        if let Some(timeout) = self.duration(&mut checks, "timeout") {
+            self.file.supervision.health_timeout = timeout;
+        }
+        if let Some(count) = self.whole_number(&mut checks, "unhealthy_threshold", 1..=100) {
+            self.file.supervision.unhealthy_threshold = count as u32;
+        }
+        checks.finish(&mut self.found);
+        fields.finish(&mut self.found);
+    }
+
+    fn network(&mut self, mut fields: Fields) {
+        self.file.network = self.parsed(&mut fields, "name");
+        self.file.listen = self.addresses(&mut fields, "listenAddrs");
+        self.file.bootstrap = self.addresses(&mut fields, "bootstrapPeers");
+        self.file.external = self.addresses(&mut fields, "externalAddrs");
+        self.file.mdns = self.flag(&mut fields, "mdns");
+        fields.finish(&mut self.found);
+    }
+
+    fn addresses(&mut self, fields: &mut Fields, key: &'static str) -> Vec<Multiaddr> {
+        let Some((list, at)) = fields.take(key) else { return Vec::new() };
+        let mut addresses = Vec::new();
+        for (index, node) in self.found.list(list, &at, ENTRIES_MAX).iter().enumerate() {
+            let at = format!("{at}[{index}]");
+            let Some(text) = self.found.text(node, &at, TEXT_BYTES_MAX) else { continue };
+            let modern = modern(&text);
+            if modern != text {
+                self.warn(node.line, &at, &format!("read as {modern}"));
+            }
+            match modern.parse() {
+                Ok(address) => addresses.push(address),
+                Err(error) => self.found.note(
+                    node.line,
+                    &at,
+                    format!("`{modern}` is not a multiaddr ({error}); expected something like /ip4/0.0.0.0/tcp/4001"),
+                ),
+            }
+        }
+        addresses
+    }
+
+    fn services(&mut self, fields: Fields) {
+        for (key, node) in fields.into_entries() {
+            let at = format!("services.{}", key.text);
+            let Some(fields) = self.found.map(node, &at) else { continue };
+            let service = self.service(fields, key.line, &at);
+            let known = BUILT_IN.contains(&key.text.as_str());
+            if !known && !FORESEEN.contains(&key.text.as_str()) {
+                let reason = format!(
+                    "no built-in service of that name; there is: {}. Others are plugins: load them with `blackhole plugin load`",
+                    BUILT_IN.join(", ")
+                );
+                self.found.note(key.line, &at, reason);
+            } else if !known && service.enabled {
+                self.warn(key.line, &at, "this version does not contain it; it will not run");
+            } else {
+                self.file.services.insert(key.text, service);
+            }
+        }
+    }
+
+    fn service(&mut self, mut fields: Fields, line: u64, at: &str) -> Service {
+        let enabled = self.flag(&mut fields, "enabled").unwrap_or(true);
+        let unused = |reader: &mut Self, set: bool, key: &str, why: &str| {
+            if set && enabled {
+                reader.warn(line, &format!("{at}.{key}"), why);
+            }
+        };
+        let port = self.whole_number(&mut fields, "port", 1..=65_535).is_some();
+        unused(self, port, "port", "not opened; reach the service through the gateway");
+        let socket = self.text(&mut fields, "unix_socket").is_some();
+        unused(self, socket, "unix_socket", "not used; sockets live in the run directory");
+        let policies = ["always", "on_failure", "never"];
+        let policy = self.choice(&mut fields, "restart_policy", &policies).is_some();
+        unused(self, policy, "restart_policy", "not in force yet; services restart on failure");
+        let instances = self.whole_number(&mut fields, "instances", 1..=1_000);
+        let several = instances.is_some_and(|count| count > 1);
+        unused(self, several, "instances", "this version runs one");
+        let mut resources = fields.section("resources", &mut self.found);
+        let memory = resources.take("memory");
+        let memory = memory.and_then(|(node, at)| self.found.size(&node, &at)).is_some();
+        let disk = resources.take("disk");
+        let disk = disk.and_then(|(node, at)| self.found.size(&node, &at)).is_some();
+        let mut limited = memory || disk;
+        for key in ["cpu_seconds", "cpu_cores", "max_files"] {
+            let taken = resources.take(key);
+            limited |= taken.and_then(|(node, at)| self.found.positive(&node, &at)).is_some();
+        }
+        unused(self, limited, "resources", "not in force yet");
+        resources.finish(&mut self.found);
+        fields.finish(&mut self.found);
+        Service { enabled }
+    }
+
+    fn api(&mut self, mut fields: Fields, lines: &mut BTreeMap<&'static str, u64>) {
+        self.file.http_port = self.port(&mut fields, "httpPort", lines);
+        self.file.grpc_port = self.port(&mut fields, "grpcPort", lines);
+        if let Some(port) = self.port(&mut fields, "wsPort", lines)
+            && port != 0
+        {
+            let why = format!("WebSocket is not built yet; nothing listens on {port}");
+            self.warn(lines["wsPort"], "api.wsPort", &why);
+        }
+        let mut limit = fields.section("rateLimit", &mut self.found);
+        if self.flag(&mut limit, "enabled") == Some(true) {
+            self.file.warnings.push("api.rateLimit: not in force yet".into());
+        }
+        self.whole_number(&mut limit, "requestsPerMinute", 1..=1_000_000_000);
+        limit.finish(&mut self.found);
+        fields.finish(&mut self.found);
+    }
+
+    fn monitoring(&mut self, mut fields: Fields, lines: &mut BTreeMap<&'static str, u64>) {
+        self.file.metrics_port = self.port(&mut fields, "metricsPort", lines);
+        self.file.log_level = self.text(&mut fields, "logLevel");
+        if let Some((node, at)) = fields.take("tracingEndpoint")
+            && self.found.text(&node, &at, TEXT_BYTES_MAX).is_some()
+        {
+            self.warn(node.line, &at, "traces are not exported yet");
+        }
+        let mut logs = fields.section("log_aggregation", &mut self.found);
+        self.flag(&mut logs, "enabled");
+        if let Some(lines) = self.whole_number(&mut logs, "buffer_size", 10..=10_000_000) {
+            self.file.supervision.log_lines = lines as usize;
+        }
+        logs.finish(&mut self.found);
+        fields.finish(&mut self.found);
+    }
+
+    fn plugins(&mut self, mut fields: Fields) {
+        let chosen = self.choice(&mut fields, "namespaces", &["required", "off"]);
+        self.file.namespaces = chosen.map(|chosen| chosen == "required");
+        fields.finish(&mut self.found);
+    }
+
+    /// Two listeners on one port would be refused by the system one after the other; tell both.
+    fn refuse_port_clashes(&mut self, lines: &BTreeMap<&'static str, u64>) {
+        let mut taken: BTreeMap<u16, String> = BTreeMap::new();
+        for (index, port) in self.file.listen.iter().filter_map(tcp_port).enumerate() {
+            taken.insert(port, format!("network.listenAddrs[{index}]"));
+        }
+        let ports = [
+            ("httpPort", "api.httpPort", self.file.http_port),
+            ("grpcPort", "api.grpcPort", self.file.grpc_port),
+            ("metricsPort", "monitoring.metricsPort", self.file.metrics_port),
+        ];
+        for (key, at, port) in ports {
+            let Some(port) = port.filter(|port| *port != 0) else { continue };
+            if let Some(other) = taken.insert(port, at.into()) {
+                let reason = format!("port {port} is also that of {other}: give one another");
+                self.found.note(lines[key], at, reason);
+            }
+        }
+    }
+
+    fn warn(&mut self, line: u64, at: &str, what: &str) {
+        self.file.warnings.push(format!("line {line}: {at}: {what}"));
+    }
+
+    fn text(&mut self, fields: &mut Fields, key: &'static str) -> Option<String> {
+        let (node, at) = fields.take(key)?;
+        self.found.text(&node, &at, TEXT_BYTES_MAX)
+    }
+
+    fn parsed<T: FromStr<Err: Display>>(
+        &mut self,
+        fields: &mut Fields,
+        key: &'static str,
+    ) -> Option<T> {
+        let (node, at) = fields.take(key)?;
+        self.found.parsed(&node, &at, TEXT_BYTES_MAX, str::parse)
+    }
+
+    fn flag(&mut self, fields: &mut Fields, key: &'static str) -> Option<bool> {
+        let (node, at) = fields.take(key)?;
+        self.found.flag(&node, &at)
+    }
+
+    fn whole_number(
+        &mut self,
+        fields: &mut Fields,
+        key: &'static str,
+        range: RangeInclusive<i64>,
+    ) -> Option<i64> {
+        let (node, at) = fields.take(key)?;
+        self.found.integer(&node, &at, range)
+    }
+
+    fn duration(&mut self, fields: &mut Fields, key: &'static str) -> Option<Duration> {
+        let (node, at) = fields.take(key)?;
+        self.found.duration(&node, &at, DURATIONS)
+    }
+
+    fn choice(
+        &mut self,
+        fields: &mut Fields,
+        key: &'static str,
+        choices: &[&'static str],
+    ) -> Option<&'static str> {
+        let (node, at) = fields.take(key)?;
+        let choices: Vec<_> = choices.iter().map(|choice| (*choice, *choice)).collect();
+        self.found.choice(&node, &at, &choices)
+    }
+
+    /// A port, 0 meaning that nothing listens.
+    fn port(
+        &mut self,
+        fields: &mut Fields,
+        key: &'static str,
+        lines: &mut BTreeMap<&'static str, u64>,
+    ) -> Option<u16> {
+        let (node, at) = fields.take(key)?;
+        lines.insert(key, node.line);
+        self.found.integer(&node, &at, 0..=65_535).map(|port| port as u16)
+    }
+}
+
+/// The paper writes `/ip4/0.0.0.0/quic/4001`, which no multiaddr parser takes.
+fn modern(text: &str) -> String {
+    match text.split_once("/quic/") {
+        Some((host, port)) if port.bytes().all(|b| b.is_ascii_digit()) => {
+            format!("{host}/udp/{port}/quic-v1")
+        }
+        _ => text.to_owned(),
+    }
+}
+
+fn tcp_port(address: &Multiaddr) -> Option<u16> {
+    address.iter().find_map(|part| match part {
+        multiaddr::Protocol::Tcp(port) => Some(port),
+        _ => None,
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const PAPER: &str = include_str!("../../tests/paper004.yaml");
+
+    #[test]
+    fn the_papers_file_loads_and_says_what_it_reads_otherwise() {
+        let file = ConfigFile::parse(PAPER).expect("the paper's own file");
+        assert_eq!(file.name.as_deref(), Some("my-blackhole-node"));
+        assert_eq!(file.listen[1].to_string(), "/ip4/0.0.0.0/udp/4001/quic-v1");
+        assert_eq!(file.grpc_port, Some(9090));
+        assert_eq!(file.supervision.restart_window, Duration::from_secs(300));
+        assert!(file.services["identity"].enabled);
+        assert!(!file.services["analytics"].enabled);
+        let said = |key: &str| file.warnings.iter().any(|warning| warning.contains(key));
+        for key in ["listenAddrs", "services.storage", "unix_socket", "wsPort", "tracingEndpoint"] {
+            assert!(said(key), "{key}");
+        }
+    }
+
+    #[test]
+    fn all_mistakes_are_told_at_once_with_line_and_key() {
+        let text = "node:\n  dataDirr: /x\napi:\n  httpPort: 9090\n  grpcPort: 9090\n  wsPort: hello\nnetwork:\n  listenAddrs: [nonsense]\n";
+        let told: Vec<String> =
+            ConfigFile::parse(text).expect_err("wrong").iter().map(ToString::to_string).collect();
+        let expected = [
+            "line 2: node.dataDirr: unknown key; did you mean `dataDir`?",
+            "line 5: api.grpcPort: port 9090 is also that of api.httpPort",
+            "line 6: api.wsPort: expected a whole number, found",
+            "line 8: network.listenAddrs[0]: `nonsense` is not a multiaddr",
+        ];
+        assert_eq!(told.len(), expected.len(), "{told:#?}");
+        for (told, expected) in told.iter().zip(expected) {
+            assert!(told.starts_with(expected), "{told}");
+        }
+    }
+
+    #[test]
+    fn an_empty_file_is_a_file() {
+        assert!(ConfigFile::parse("").is_ok());
+        assert!(ConfigFile::parse("# nothing\n").is_ok());
+    }
+}

@@ -1,0 +1,175 @@
+//! Flags over file over defaults.
+
+use std::{
+    net::{IpAddr, Ipv4Addr, SocketAddr},
+    path::PathBuf,
+};
+
+use multiaddr::Multiaddr;
+use protocol::document::Mistake;
+
+use super::{ConfigFile, Settings, default_data_dir};
+use crate::args::{Listen, RunArgs};
+
+/// Brings `args` and the file they name together. Nothing is bound or created.
+pub fn settings(args: RunArgs) -> Result<Settings, ConfigError> {
+    let file = match config_path(&args) {
+        Some(path) => read(&path)?,
+        None => ConfigFile::default(),
+    };
+    let data_dir = args.data_dir.clone().or(file.data_dir).unwrap_or_else(default_data_dir);
+    let data_dir = std::path::absolute(&data_dir).unwrap_or(data_dir);
+    let run_dir = args.run_dir.clone().or(file.run_dir).unwrap_or_else(|| data_dir.join("run"));
+    let run_dir = std::path::absolute(&run_dir).unwrap_or(run_dir);
+    let mut labels = file.labels;
+    labels.extend(args.labels());
+    let settings = Settings {
+        name: args.name.or(file.name),
+        data_dir,
+        run_dir,
+        network: args.network.or(file.network).unwrap_or_default(),
+        listen: first_given(args.listen, file.listen, default_listen),
+        bootstrap: first_given(args.bootstrap, file.bootstrap, Vec::new),
+        external: first_given(args.external, file.external, Vec::new),
+        mdns: args.mdns || file.mdns.unwrap_or(false),
+        grpc: address(args.grpc, file.grpc_port, 9090),
+        http: address(args.http, file.http_port, 8080),
+        metrics: address(args.metrics, file.metrics_port, 9091),
+        labels,
+        log_level: args.log_level.or(file.log_level).unwrap_or_else(|| "info".into()),
+        json: args.json,
+        namespaces: file.namespaces.unwrap_or(true),
+        supervision: file.supervision,
+        services: file.services,
+        warnings: file.warnings,
+    };
+    refuse_clashes(&settings)?;
+    Ok(settings)
+}
+
+/// The file that flags name, or the one that `init` wrote into the data directory.
+fn config_path(args: &RunArgs) -> Option<PathBuf> {
+    let written = || {
+        let data_dir = args.data_dir.clone().unwrap_or_else(default_data_dir);
+        Some(data_dir.join(CONFIG_NAME)).filter(|path| path.is_file())
+    };
+    args.config.clone().or_else(written)
+}
+
+/// What `init` calls the configuration.
+pub const CONFIG_NAME: &str = "blackhole.yaml";
+
+/// The configuration cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub enum ConfigError {
+    /// The file cannot be read.
+    #[error("cannot read the configuration {path}: {cause}")]
+    Unreadable {
+        /// Which file.
+        path: String,
+        /// What the system says.
+        cause: std::io::Error,
+    },
+    /// The file is wrong.
+    #[error("{path} has {}:\n{}", count(.mistakes), list(.mistakes))]
+    Wrong {
+        /// Which file.
+        path: String,
+        /// Everything that is wrong with it.
+        mistakes: Vec<Mistake>,
+    },
+    /// Two listeners want one address.
+    #[error("{one} and {other} both want {address}: give one of them another port, or `off`")]
+    Clash {
+        /// A listener.
+        one: &'static str,
+        /// Another.
+        other: &'static str,
+        /// What both want.
+        address: SocketAddr,
+    },
+}
+
+fn count(mistakes: &[Mistake]) -> String {
+    match mistakes.len() {
+        1 => "a mistake".into(),
+        several => format!("{several} mistakes"),
+    }
+}
+
+fn list(mistakes: &[Mistake]) -> String {
+    mistakes.iter().map(|mistake| format!("  {mistake}")).collect::<Vec<_>>().join("\n")
+}
+
+fn read(path: &std::path::Path) -> Result<ConfigFile, ConfigError> {
+    let shown = path.display().to_string();
+    let text = std::fs::read_to_string(path)
+        .map_err(|cause| ConfigError::Unreadable { path: shown.clone(), cause })?;
+    ConfigFile::parse(&text).map_err(|mistakes| ConfigError::Wrong { path: shown, mistakes })
+}
+
+fn first_given<T>(flags: Vec<T>, file: Vec<T>, default: impl FnOnce() -> Vec<T>) -> Vec<T> {
+    if !flags.is_empty() {
+        flags
+    } else if !file.is_empty() {
+        file
+    } else {
+        default()
+    }
+}
+
+/// TCP and QUIC on every address, port 4001.
+pub fn default_listen() -> Vec<Multiaddr> {
+    ["/ip4/0.0.0.0/tcp/4001", "/ip4/0.0.0.0/udp/4001/quic-v1"]
+        .iter()
+        .map(|text| text.parse().expect("a constant multiaddr"))
+        .collect()
+}
+
+/// A flag wins over the file's port; only a flag can open more than loopback.
+fn address(flag: Option<Listen>, port: Option<u16>, default: u16) -> Option<SocketAddr> {
+    if let Some(Listen(address)) = flag {
+        return address;
+    }
+    let port = port.unwrap_or(default);
+    (port != 0).then_some(SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), port))
+}
+
+fn refuse_clashes(settings: &Settings) -> Result<(), ConfigError> {
+    let listeners =
+        [("--grpc", settings.grpc), ("--http", settings.http), ("--metrics", settings.metrics)];
+    for (index, (one, address)) in listeners.iter().enumerate() {
+        let Some(address) = address.filter(|address| address.port() != 0) else { continue };
+        for (other, _) in listeners[index + 1..].iter().filter(|(_, it)| *it == Some(address)) {
+            return Err(ConfigError::Clash { one, other, address });
+        }
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_node_without_any_word_has_working_defaults() {
+        let empty = tempfile::tempdir().expect("temporary directory");
+        let data_dir = Some(empty.path().to_owned());
+        let settings =
+            settings(RunArgs { data_dir, ..RunArgs::default() }).expect("defaults");
+        assert_eq!(settings.grpc, Some("127.0.0.1:9090".parse().expect("address")));
+        assert_eq!(settings.http, Some("127.0.0.1:8080".parse().expect("address")));
+        assert_eq!(settings.metrics, Some("127.0.0.1:9091".parse().expect("address")));
+        assert_eq!(settings.listen.len(), 2);
+        assert_eq!(settings.run_dir, settings.data_dir.join("run"));
+    }
+
+    #[test]
+    fn listeners_on_one_address_are_refused_naming_both() {
+        let same: Option<Listen> = Some("127.0.0.1:7000".parse().expect("address"));
+        let error = settings(RunArgs { grpc: same, metrics: same, ..RunArgs::default() })
+            .expect_err("one port, two listeners");
+        let text = error.to_string();
+        assert!(text.contains("--grpc") && text.contains("--metrics"), "{text}");
+    }
+}

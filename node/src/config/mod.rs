@@ -1,0 +1,106 @@
+//! What a node is told: a file, flags, and defaults, brought together into one [`Settings`].
+//!
+//! Configuration is data: reading it binds, starts and creates nothing. The keys are those of the
+//! node's design paper; where the paper contradicts itself, `docs/adr/0003` says how it is read.
+
+mod file;
+mod merge;
+
+use std::{collections::BTreeMap, net::SocketAddr, path::PathBuf, time::Duration};
+
+use multiaddr::Multiaddr;
+use protocol::id::NetworkName;
+
+pub use self::{
+    file::{BUILT_IN, ConfigFile},
+    merge::{CONFIG_NAME, default_listen, settings},
+};
+
+/// Everything a node needs to be told, complete and consistent.
+#[derive(Debug, Clone)]
+pub struct Settings {
+    /// In logs and status; `None` means the end of the peer id.
+    pub name: Option<String>,
+    /// Where everything persistent lives.
+    pub data_dir: PathBuf,
+    /// Where sockets live.
+    pub run_dir: PathBuf,
+    /// The network to be part of.
+    pub network: NetworkName,
+    /// Where to listen for peers.
+    pub listen: Vec<Multiaddr>,
+    /// Whom to dial first.
+    pub bootstrap: Vec<Multiaddr>,
+    /// Addresses to tell others.
+    pub external: Vec<Multiaddr>,
+    /// Find peers on the local network.
+    pub mdns: bool,
+    /// The gRPC gateway; `None` means off.
+    pub grpc: Option<SocketAddr>,
+    /// The HTTP gateway; `None` means off.
+    pub http: Option<SocketAddr>,
+    /// The metrics endpoint; `None` means off.
+    pub metrics: Option<SocketAddr>,
+    /// Labels of this node.
+    pub labels: BTreeMap<String, String>,
+    /// A tracing filter.
+    pub log_level: String,
+    /// JSON lines rather than text.
+    pub json: bool,
+    /// Whether plugins must have their own namespaces.
+    pub namespaces: bool,
+    /// How plugins are watched.
+    pub supervision: Supervision,
+    /// Built-in services.
+    pub services: BTreeMap<String, Service>,
+    /// What is accepted but not in force, or read otherwise than written.
+    pub warnings: Vec<String>,
+}
+
+/// How plugins and services are watched; paper 004's `process_management`.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Supervision {
+    /// How often a probe is due.
+    pub health_interval: Duration,
+    /// How long a probe may take.
+    pub health_timeout: Duration,
+    /// Probes in a row that must fail.
+    pub unhealthy_threshold: u32,
+    /// Restarts within the window before a plugin is left FAILED.
+    pub max_restarts: u32,
+    /// The window.
+    pub restart_window: Duration,
+    /// Lines of log kept for each plugin.
+    pub log_lines: usize,
+}
+
+impl Default for Supervision {
+    fn default() -> Self {
+        Self {
+            health_interval: Duration::from_secs(10),
+            health_timeout: Duration::from_secs(5),
+            unhealthy_threshold: 3,
+            max_restarts: 5,
+            restart_window: Duration::from_secs(300),
+            log_lines: 10_000,
+        }
+    }
+}
+
+/// One entry of `services`.
+#[derive(Debug, Clone, PartialEq, Default)]
+pub struct Service {
+    /// Whether it is to run.
+    pub enabled: bool,
+}
+
+/// Where a node's files are when nothing says otherwise: `$XDG_DATA_HOME/blackhole`,
+/// `~/.local/share/blackhole`, or `/var/lib/blackhole` for an account without a home. The
+/// `blackhole` command looks in the same place.
+pub fn default_data_dir() -> PathBuf {
+    let absolute = |name| std::env::var_os(name).map(PathBuf::from).filter(|it| it.is_absolute());
+    absolute("XDG_DATA_HOME")
+        .or_else(|| absolute("HOME").map(|home| home.join(".local/share")))
+        .unwrap_or_else(|| "/var/lib".into())
+        .join("blackhole")
+}

@@ -1,0 +1,113 @@
+//! The node's own log, on standard error: text for people, or JSON lines in the shape that plugin
+//! logs have too (paper 004), so that one reader takes both.
+
+use std::{fmt, io::IsTerminal};
+
+use serde_json::{Map, Value, json};
+use tracing::{
+    Event, Subscriber,
+    field::{Field, Visit},
+};
+use tracing_subscriber::{
+    EnvFilter,
+    fmt::{FmtContext, FormatEvent, FormatFields, format::Writer},
+    registry::LookupSpan,
+};
+
+/// Starts logging. `filter` is a level or a tracing filter; a filter that cannot be read is an
+/// error. Libraries speak from `warn` up unless the filter names them.
+pub fn start(filter: &str, json: bool, node_id: &str) -> Result<(), String> {
+    let plain = ["error", "warn", "info", "debug", "trace"].contains(&filter);
+    let directives = if plain { ours_at(filter) } else { filter.to_owned() };
+    let filter = EnvFilter::try_new(directives)
+        .map_err(|error| format!("`{filter}` is not a log level or filter: {error}"))?;
+    let builder = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
+    let outcome = if json {
+        builder.event_format(JsonLines { node_id: node_id.into() }).try_init()
+    } else {
+        builder.with_ansi(std::io::stderr().is_terminal()).with_target(false).try_init()
+    };
+    outcome.map_err(|error| error.to_string())
+}
+
+/// A bare level is meant for this program, not for the libraries in it.
+fn ours_at(level: &str) -> String {
+    let ours = ["node", "peer", "router", "gateway", "plugin_host", "link", "dht_registry", "bh_peer"];
+    let mut directives = String::from("error");
+    for name in ours {
+        directives.push_str(&format!(",{name}={level}"));
+    }
+    directives
+}
+
+struct JsonLines {
+    node_id: String,
+}
+
+impl<S, N> FormatEvent<S, N> for JsonLines
+where
+    S: Subscriber + for<'a> LookupSpan<'a>,
+    N: for<'a> FormatFields<'a> + 'static,
+{
+    fn format_event(
+        &self,
+        _context: &FmtContext<'_, S, N>,
+        mut writer: Writer<'_>,
+        event: &Event<'_>,
+    ) -> fmt::Result {
+        let mut fields = Fields::default();
+        event.record(&mut fields);
+        let line = json!({
+            "timestamp": jiff::Timestamp::now().to_string(),
+            "node_id": self.node_id,
+            "service": "node",
+            "pid": std::process::id(),
+            "level": event.metadata().level().as_str().to_ascii_lowercase(),
+            "message": fields.message,
+            "fields": fields.rest,
+        });
+        writeln!(writer, "{line}")
+    }
+}
+
+#[derive(Default)]
+struct Fields {
+    message: String,
+    rest: Map<String, Value>,
+}
+
+impl Fields {
+    fn put(&mut self, field: &Field, value: Value) {
+        if field.name() == "message" {
+            self.message = value.as_str().map_or_else(|| value.to_string(), str::to_owned);
+        } else {
+            self.rest.insert(field.name().into(), value);
+        }
+    }
+}
+
+impl Visit for Fields {
+    fn record_str(&mut self, field: &Field, value: &str) {
+        self.put(field, value.into());
+    }
+
+    fn record_u64(&mut self, field: &Field, value: u64) {
+        self.put(field, value.into());
+    }
+
+    fn record_i64(&mut self, field: &Field, value: i64) {
+        self.put(field, value.into());
+    }
+
+    fn record_f64(&mut self, field: &Field, value: f64) {
+        self.put(field, value.into());
+    }
+
+    fn record_bool(&mut self, field: &Field, value: bool) {
+        self.put(field, value.into());
+    }
+
+    fn record_debug(&mut self, field: &Field, value: &dyn fmt::Debug) {
+        self.put(field, format!("{value:?}").into());
+    }
+}

@@ -1,0 +1,14 @@
+//! The one executable. Its name, or its first argument, says what it is.
+
+use std::{ffi::OsString, process::ExitCode};
+
+fn main() -> ExitCode {
+    plugin_host::run_if_invoked();
+    node::install_tls_provider();
+    let args: Vec<OsString> = std::env::args_os().collect();
+    match node::role(&args) {
+        (node::Role::Peer, args) => node::peer_main(args),
+        (node::Role::Bootstrap, args) => node::bootstrap_main(args),
+        (node::Role::Command, args) => cli::main(args),
+    }
+}

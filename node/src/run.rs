@@ -1,0 +1,439 @@
+//! Build, run, drain: the life of a node from its settings to its exit code.
+
+use std::{
+    net::SocketAddr,
+    os::unix::net::UnixListener as StdUnixListener,
+    process::ExitCode,
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use anyhow::Context;
+use gateway::{Grpc, serve_grpc, serve_http};
+use peer::{Notice, Peer, PeerConfig};
+use plugin_host::{Host, HostConfig, HostEvent, MeshDoor, NamespacePolicy};
+use parking_lot::Mutex;
+use prometheus_client::registry::Registry;
+use protocol::{
+    id::{InstanceId, NodeKey, PeerId},
+    ports::Caller,
+    proto::admin::admin_server::AdminServer,
+};
+use router::Router;
+use tokio::{
+    net::{TcpListener, UnixListener},
+    signal::unix::{SignalKind, signal},
+    sync::{mpsc, watch},
+};
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
+
+use crate::{
+    bootstrapping::tell,
+    admin::{AdminService, Node},
+    args::BootstrapArgs,
+    catalog::MeshCatalog,
+    complain,
+    config::Settings,
+    data::{DataDir, prepare_run_dir},
+    health::Health,
+    knowledge::Knowledge,
+    late::Late,
+    local::LocalPlugins,
+    log, services,
+    store::Database,
+    usage::Usage,
+    voice::{Ready, Say, Voice},
+};
+
+/// How long a stopping node waits for calls in flight and for its plugins.
+const DRAIN_MAX: Duration = Duration::from_secs(10);
+
+/// What the admin socket answers itself; everything else there is a call to the mesh.
+const ADMIN_SERVICES: [&str; 1] = ["blackhole.admin.v1.Admin"];
+
+/// Threads that carry calls. Part of a small machine is the plugins'.
+const WORKERS_MAX: usize = 4;
+
+/// Runs a peer until it is told to stop.
+pub fn peer(settings: Settings) -> ExitCode {
+    let json = settings.json;
+    on_runtime(json, async move {
+        let node = Build::new(settings)?.start().await?;
+        node.run().await
+    })
+}
+
+/// Runs a bootstrap peer until it is told to stop.
+pub fn bootstrap(args: BootstrapArgs) -> ExitCode {
+    let json = args.json;
+    on_runtime(json, crate::bootstrapping::run(args))
+}
+
+fn on_runtime(json: bool, work: impl Future<Output = anyhow::Result<()>>) -> ExitCode {
+    let workers = std::thread::available_parallelism().map_or(2, usize::from).min(WORKERS_MAX);
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(workers)
+        .enable_all()
+        .build();
+    let outcome = match runtime {
+        Ok(runtime) => runtime.block_on(work),
+        Err(error) => Err(anyhow::Error::from(error).context("cannot start threads")),
+    };
+    match outcome {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            complain(json, &format!("{error:#}"));
+            ExitCode::FAILURE
+        }
+    }
+}
+
+/// What is held before anything is started; dropping it leaves nothing.
+struct Build {
+    settings: Settings,
+    voice: Voice,
+    data: DataDir,
+    key: NodeKey,
+    database: Database,
+}
+
+impl Build {
+    fn new(settings: Settings) -> anyhow::Result<Self> {
+        let voice = Voice::new(settings.json);
+        let data = DataDir::open(&settings.data_dir)?;
+        let key = data.identity()?;
+        prepare_run_dir(&settings.run_dir)?;
+        let database = Database::open(&data.path().join("store"))?;
+        let name = name_of(&settings, key.peer_id());
+        log::start(&settings.log_level, settings.json, &name).map_err(anyhow::Error::msg)?;
+        Ok(Self { settings, voice, data, key, database })
+    }
+
+    async fn start(self) -> anyhow::Result<Running> {
+        let Self { settings, voice, data, key, database } = self;
+        let sockets = Sockets::bind(&settings).await?;
+        let mut registry = Registry::default();
+        let local = LocalPlugins::default();
+        let (plugins, peers) = (Late::<InstanceId>::new(), Late::<PeerId>::new());
+        let lookup = crate::late::LateLookup::new();
+        let router = Router::new(
+            key.peer_id(),
+            router::Ports {
+                plugins: Arc::new(plugins.clone()),
+                peers: Arc::new(peers.clone()),
+                lookup: Arc::new(lookup.clone()),
+            },
+            router::Settings::default(),
+            &mut registry,
+        );
+        let peer = Peer::start(
+            peer_config(&settings, key.clone()),
+            peer::Ports {
+                store: database.space("peer"),
+                inbound: router.local_only(),
+                descriptors: Arc::new(local.clone()),
+            },
+        )
+        .await?;
+        let peer = Arc::new(peer);
+        let notices = peer.notices();
+        peers.give(peer.links());
+        let knowledge = Knowledge::new(Arc::clone(&peer), local, settings.labels.clone());
+        lookup.give(Arc::new(knowledge.clone()));
+        let stop = CancellationToken::new();
+        let routes = watch::Sender::new(0);
+        let catalog = MeshCatalog::new(knowledge.clone(), routes.subscribe(), stop.clone());
+        let grpc = Grpc::new(Arc::new(router.clone()), Arc::new(catalog));
+        let servers = TaskTracker::new();
+        let door = Arc::new(Door {
+            grpc: grpc.clone(),
+            servers: servers.clone(),
+            stop: stop.clone(),
+        });
+        let (host, host_events) =
+            Host::start(host_config(&settings, key.peer_id()), database.space("host"), door)
+                .await?;
+        plugins.give(host.channels());
+        let ready = ready(&settings, &sockets, &peer);
+        let node = Arc::new(Node {
+            settings,
+            ready,
+            host,
+            knowledge,
+            router,
+            database,
+            usage: Usage::new(),
+            began: Instant::now(),
+            unreachable: Mutex::default(),
+            stop: stop.clone(),
+        });
+        let running = Running { node, voice, data, peer, host_events, notices, routes, servers };
+        running.serve(sockets, &grpc, registry);
+        Ok(running)
+    }
+}
+
+fn name_of(settings: &Settings, id: PeerId) -> String {
+    settings.name.clone().unwrap_or_else(|| {
+        let text = id.to_string();
+        text[text.len() - 8..].to_owned()
+    })
+}
+
+/// Everything that listens, bound before anything starts, so that a port in use changes nothing.
+struct Sockets {
+    grpc: Option<TcpListener>,
+    http: Option<TcpListener>,
+    metrics: Option<TcpListener>,
+    admin: UnixListener,
+    mesh: UnixListener,
+}
+
+impl Sockets {
+    async fn bind(settings: &Settings) -> anyhow::Result<Self> {
+        let unix = |name: &str| {
+            let path = settings.run_dir.join(name);
+            let listener = StdUnixListener::bind(&path)
+                .with_context(|| format!("cannot listen on {}", path.display()))?;
+            listener.set_nonblocking(true)?;
+            anyhow::Ok(UnixListener::from_std(listener)?)
+        };
+        Ok(Self {
+            grpc: bind("gRPC", "--grpc", settings.grpc).await?,
+            http: bind("HTTP", "--http", settings.http).await?,
+            metrics: bind("metrics", "--metrics", settings.metrics).await?,
+            admin: unix("admin.sock")?,
+            mesh: unix("mesh.sock")?,
+        })
+    }
+}
+
+async fn bind(
+    what: &str,
+    flag: &str,
+    address: Option<SocketAddr>,
+) -> anyhow::Result<Option<TcpListener>> {
+    let Some(address) = address else { return Ok(None) };
+    match TcpListener::bind(address).await {
+        Ok(listener) => Ok(Some(listener)),
+        Err(cause) if cause.kind() == std::io::ErrorKind::AddrInUse => anyhow::bail!(
+            "cannot serve {what} on {address}: another program listens there; give another address with {flag}, or `{flag} off`"
+        ),
+        Err(cause) => anyhow::bail!("cannot serve {what} on {address}: {cause}; see {flag}"),
+    }
+}
+
+fn peer_config(settings: &Settings, key: NodeKey) -> PeerConfig {
+    let name = name_of(settings, key.peer_id());
+    PeerConfig {
+        name,
+        listen: settings.listen.clone(),
+        bootstrap: settings.bootstrap.clone(),
+        external: settings.external.clone(),
+        mdns: settings.mdns,
+        labels: settings.labels.clone(),
+        ..PeerConfig::new(key, settings.network.clone())
+    }
+}
+
+fn host_config(settings: &Settings, id: PeerId) -> HostConfig {
+    let watch = &settings.supervision;
+    let mut config = HostConfig::new(&settings.run_dir, &settings.data_dir);
+    config.node_id = name_of(settings, id);
+    config.namespaces =
+        if settings.namespaces { NamespacePolicy::Required } else { NamespacePolicy::Off };
+    config.health = plugin_host::HealthCheck {
+        interval: watch.health_interval,
+        timeout: watch.health_timeout,
+        threshold: watch.unhealthy_threshold,
+    };
+    config.log_records_kept = watch.log_lines;
+    config
+}
+
+fn ready(settings: &Settings, sockets: &Sockets, peer: &Peer) -> Ready {
+    let view = peer.view();
+    let tcp = |listener: &Option<TcpListener>| {
+        listener.as_ref().and_then(|it| it.local_addr().ok()).map(|address| address.to_string())
+    };
+    let socket = |name: &str| Some(settings.run_dir.join(name).display().to_string());
+    Ready {
+        role: "peer",
+        peer_id: view.id.to_string(),
+        name: name_of(settings, view.id),
+        network: settings.network.to_string(),
+        listen: view.listen.iter().map(|address| format!("{address}/p2p/{}", view.id)).collect(),
+        grpc: tcp(&sockets.grpc),
+        http: tcp(&sockets.http),
+        metrics: tcp(&sockets.metrics),
+        admin: socket("admin.sock"),
+        mesh: socket("mesh.sock"),
+        data_dir: settings.data_dir.display().to_string(),
+        bootstraps: settings.bootstrap.len(),
+    }
+}
+
+/// Serves the mesh to one plugin; who calls is known by the socket.
+struct Door {
+    grpc: Grpc,
+    servers: TaskTracker,
+    stop: CancellationToken,
+}
+
+impl MeshDoor for Door {
+    fn open(&self, plugin: &str, listener: StdUnixListener) -> Box<dyn Send> {
+        let closed = self.stop.child_token();
+        match UnixListener::from_std(listener) {
+            Ok(listener) => {
+                let caller = Caller::Plugin(plugin.into());
+                let serving =
+                    serve_grpc(listener, self.grpc.clone(), caller, closed.clone(), DRAIN_MAX);
+                self.servers.spawn(serving);
+            }
+            Err(error) => tracing::error!(plugin, %error, "cannot serve the mesh to the plugin"),
+        }
+        Box::new(closed.drop_guard())
+    }
+}
+
+/// A node that serves.
+struct Running {
+    node: Arc<Node>,
+    voice: Voice,
+    data: DataDir,
+    peer: Arc<Peer>,
+    host_events: mpsc::Receiver<HostEvent>,
+    notices: tokio::sync::broadcast::Receiver<Notice>,
+    routes: watch::Sender<u64>,
+    servers: TaskTracker,
+}
+
+impl Running {
+    fn serve(&self, sockets: Sockets, grpc: &Grpc, registry: Registry) {
+        let stop = || self.node.stop.clone();
+        let admin = AdminServer::new(AdminService(Arc::clone(&self.node)));
+        let admin = grpc.clone().with_routes(
+            ADMIN_SERVICES.map(|name| name.parse().expect("a service name")),
+            &tonic::service::Routes::new(admin).into_axum_router(),
+        );
+        let (mesh, clients) = (grpc.clone(), grpc.clone());
+        let servers = &self.servers;
+        servers.spawn(serve_grpc(sockets.admin, admin, Caller::Operator, stop(), DRAIN_MAX));
+        servers.spawn(serve_grpc(sockets.mesh, mesh, Caller::Operator, stop(), DRAIN_MAX));
+        if let Some(listener) = sockets.grpc {
+            servers.spawn(serve_grpc(listener, clients, Caller::Client, stop(), DRAIN_MAX));
+        }
+        if let Some(listener) = sockets.http {
+            let routes = gateway::health_routes(Arc::new(Health(Arc::clone(&self.node))));
+            servers.spawn(serve_http(listener, routes, stop(), DRAIN_MAX));
+        }
+        if let Some(listener) = sockets.metrics {
+            let routes = gateway::metrics_routes(Arc::new(registry));
+            servers.spawn(serve_http(listener, routes, stop(), DRAIN_MAX));
+        }
+    }
+
+    async fn run(mut self) -> anyhow::Result<()> {
+        for warning in &self.node.settings.warnings {
+            self.voice.say(&Say::Warning(warning));
+        }
+        self.voice.say(&Say::Ready(&self.node.ready));
+        self.start_services().await;
+        let mut changes = self.peer.changes();
+        let mut interrupt = signal(SignalKind::interrupt())?;
+        let mut terminate = signal(SignalKind::terminate())?;
+        let stop = self.node.stop.clone();
+        loop {
+            tokio::select! {
+                () = stop.cancelled() => break,
+                _ = interrupt.recv() => break,
+                _ = terminate.recv() => break,
+                event = self.host_events.recv() => match event {
+                    Some(event) => self.plugin_changed(event).await,
+                    None => anyhow::bail!("the plugin host ended by itself; this is a fault of ours"),
+                },
+                changed = changes.changed() => match changed {
+                    Ok(()) => self.publish_routes(),
+                    Err(_) => anyhow::bail!("the peer ended by itself; this is a fault of ours"),
+                },
+                notice = self.notices.recv() => {
+                    if let Ok(notice) = notice {
+                        self.note(&notice);
+                    }
+                }
+            }
+        }
+        self.drain().await;
+        Ok(())
+    }
+
+    /// Loads the built-in services that are switched on and not loaded from an earlier run.
+    async fn start_services(&self) {
+        for request in services::requests(&self.node.settings) {
+            let name = request.name.clone().unwrap_or_default();
+            if let Err(error) = self.node.host.load(request).await
+                && !matches!(error, plugin_host::LoadError::AlreadyLoaded(_))
+            {
+                self.voice.say(&Say::Warning(&format!("service {name}: {error}")));
+            }
+        }
+    }
+
+    async fn plugin_changed(&self, event: HostEvent) {
+        let knowledge = &self.node.knowledge;
+        match event {
+            HostEvent::Ready(plugin) => {
+                self.voice.say(&Say::Plugin { name: &plugin.name, state: "running", detail: "" });
+                let offer = knowledge.announcement(&plugin);
+                knowledge.local().insert(plugin);
+                self.publish_routes();
+                if let Err(refused) = self.peer.announce(offer).await {
+                    self.voice.say(&Say::Warning(&refused.to_string()));
+                }
+            }
+            HostEvent::Gone { name, instance, reason } => {
+                self.voice.say(&Say::Plugin { name: &name, state: "gone", detail: &reason });
+                knowledge.local().remove(instance);
+                self.publish_routes();
+                self.peer.withdraw(instance).await;
+            }
+        }
+    }
+
+    fn publish_routes(&self) {
+        self.node.router.publish(self.node.knowledge.table());
+        self.routes.send_modify(|count| *count += 1);
+    }
+
+    fn note(&self, notice: &Notice) {
+        tell(self.voice, self.node.settings.network.as_str(), notice);
+        match notice {
+            Notice::BootstrapUnreachable { address, error, .. } => {
+                self.node.unreachable.lock().insert(address.to_string(), error.clone());
+            }
+            Notice::Joined { .. } => self.node.unreachable.lock().clear(),
+            _ => {}
+        }
+    }
+
+    /// Takes nothing new, finishes what was begun, says goodbye, ends every process.
+    async fn drain(self) {
+        self.voice.say(&Say::Stopping);
+        self.node.stop.cancel();
+        // Nobody listens to the host any more; it must not wait for us.
+        drop(self.host_events);
+        // First the mesh hears that nothing is offered here any more, then plugins end.
+        for instance in self.node.knowledge.local().all().keys() {
+            self.peer.withdraw(*instance).await;
+        }
+        self.servers.close();
+        self.servers.wait().await;
+        self.node.host.shutdown().await;
+        self.peer.shutdown().await;
+        for name in ["admin.sock", "mesh.sock"] {
+            let _ = std::fs::remove_file(self.node.settings.run_dir.join(name));
+        }
+        drop(self.data);
+        self.voice.say(&Say::Stopped);
+    }
+}

@@ -1,0 +1,81 @@
+//! What the host asks the launcher for. Plain data; the host decides, the launcher obeys or
+//! refuses.
+
+use std::path::PathBuf;
+
+use serde::{Deserialize, Serialize};
+
+/// The user and group id that every plugin sees itself as.
+pub const INSIDE_ID: u32 = 1_000;
+
+/// One plugin's jail and program.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct JailSpec {
+    /// The jail's host name.
+    pub name: String,
+    /// The program's absolute path, as seen inside, and its arguments.
+    pub argv: Vec<String>,
+    /// The whole environment; nothing is inherited.
+    pub env: Vec<(String, String)>,
+    /// Absolute, as seen inside.
+    pub working_dir: PathBuf,
+    /// Own user, pid, mount, ipc, uts, cgroup and (unless `host_network`) net namespaces, and the
+    /// private root. False: the program sees what the host sees.
+    pub namespaces: bool,
+    /// Keep the host's network instead of an empty one.
+    pub host_network: bool,
+    /// The user and group id that the program has outside. Only a host with rights over other ids
+    /// may choose one; `None` keeps the host's own.
+    pub outside_id: Option<u32>,
+    /// What the program sees of the file system; only with namespaces.
+    pub root: RootSpec,
+    /// Resource limits.
+    pub limits: Limits,
+    /// One descriptor came with this spec: a bound listener that becomes descriptor 3.
+    pub listener: bool,
+}
+
+/// The private root: a read-only tmpfs with what is listed here.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct RootSpec {
+    /// Parts of the host's file system. Ancestors first; none lies within another.
+    pub binds: Vec<Bind>,
+    /// Symbolic links: path, target.
+    pub links: Vec<(PathBuf, PathBuf)>,
+    /// Small files: path, contents.
+    pub files: Vec<(PathBuf, String)>,
+    /// Paths that are covered by something empty, wherever a bind shows them.
+    pub masks: Vec<PathBuf>,
+    /// Size of the private `/tmp`, and of `/dev/shm`, each.
+    pub tmp_bytes: u64,
+}
+
+/// A part of the host's file system inside the jail, without devices and set-uid.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Bind {
+    /// Where it is outside.
+    pub source: PathBuf,
+    /// Where it is inside.
+    pub target: PathBuf,
+    /// The program may write to it.
+    pub writable: bool,
+    /// Files of the source's owner appear as the program's own, so that files that only their
+    /// owner may read can be read although the program runs under another id outside. A
+    /// convenience: where the file system cannot do it, the bind is made without.
+    pub own: bool,
+    /// Its absence is no reason to refuse.
+    pub optional: bool,
+}
+
+/// Resource limits of each process of the plugin. Core dumps are always off.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct Limits {
+    /// Open descriptors.
+    pub files: Option<u64>,
+    /// Bytes of the largest file it may write.
+    pub file_size: Option<u64>,
+    /// Bytes of writable private memory (`RLIMIT_DATA`).
+    pub data: Option<u64>,
+    /// Processes and threads of the plugin together; counted per user namespace.
+    pub processes: Option<u64>,
+}

@@ -1,0 +1,100 @@
+//! What the node tells its plugin host. Plain data; nothing here acts.
+
+use std::{ffi::OsString, path::PathBuf, time::Duration};
+
+/// How a host runs its plugins.
+#[derive(Debug, Clone)]
+pub struct HostConfig {
+    /// Sockets of plugins live below it, in `plugins/<name>/`. Created with mode 0700.
+    pub run_dir: PathBuf,
+    /// The node's own data. Never visible to a plugin.
+    pub data_dir: PathBuf,
+    /// Further paths that no plugin may see: keys, credentials.
+    pub hidden_paths: Vec<PathBuf>,
+    /// Names this node in log records.
+    pub node_id: String,
+    /// The command that behaves as the launcher: an executable and its first arguments.
+    /// [`HostConfig::new`] sets this executable itself with `__launch`, which requires its `main`
+    /// to call [`launcher::run_if_invoked`] first.
+    pub launcher: Vec<OsString>,
+    /// Whether plugins run in namespaces of their own.
+    pub namespaces: NamespacePolicy,
+    /// What a plugin that asks for the network gets.
+    pub network: NetworkPolicy,
+    /// Enforce `resources.memory` per process with `RLIMIT_DATA`.
+    pub memory_limits: bool,
+    /// Plugins at once. A bound, so that a script in a loop cannot fill the machine.
+    pub plugins_max: usize,
+    /// How long a start may take where the manifest does not say.
+    pub start_timeout: Duration,
+    /// How long a plugin may take to end after SIGTERM where the manifest does not say.
+    pub stop_grace: Duration,
+    /// How health is probed where the manifest does not say.
+    pub health: HealthCheck,
+    /// How often process statistics are sampled.
+    pub stats_interval: Duration,
+    /// Log records kept per plugin; the oldest are dropped and counted.
+    pub log_records_kept: usize,
+}
+
+impl HostConfig {
+    /// The defaults: namespaces required, no network, health as in paper 004.
+    pub fn new(run_dir: impl Into<PathBuf>, data_dir: impl Into<PathBuf>) -> Self {
+        let this = std::env::current_exe().unwrap_or_else(|_| "/proc/self/exe".into());
+        Self {
+            run_dir: run_dir.into(),
+            data_dir: data_dir.into(),
+            hidden_paths: Vec::new(),
+            node_id: String::new(),
+            launcher: vec![this.into_os_string(), launcher::LAUNCH_ARGUMENT.into()],
+            namespaces: NamespacePolicy::Required,
+            network: NetworkPolicy::None,
+            memory_limits: true,
+            plugins_max: 256,
+            start_timeout: Duration::from_secs(30),
+            stop_grace: Duration::from_secs(10),
+            health: HealthCheck::default(),
+            stats_interval: Duration::from_secs(10),
+            log_records_kept: 1_000,
+        }
+    }
+}
+
+/// Whether plugins run in namespaces of their own.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum NamespacePolicy {
+    /// A plugin whose namespaces cannot be made is refused.
+    #[default]
+    Required,
+    /// None: plugins run as the node's user with the node's view of files, processes and network.
+    /// Every status says that isolation is reduced. For machines that forbid namespaces, such as
+    /// unprivileged containers.
+    Off,
+}
+
+/// What a plugin whose manifest asks for `network` gets.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum NetworkPolicy {
+    /// An empty network of its own, like every other plugin; its status says so.
+    #[default]
+    None,
+    /// The node's own network.
+    Host,
+}
+
+/// How health is probed: paper 004's `health_checks`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct HealthCheck {
+    /// Time between probes. The end of the process is noticed at once, without a probe.
+    pub interval: Duration,
+    /// How long a probe may take.
+    pub timeout: Duration,
+    /// Failed probes in a row after which the plugin is unhealthy and handled by its policy.
+    pub threshold: u32,
+}
+
+impl Default for HealthCheck {
+    fn default() -> Self {
+        Self { interval: Duration::from_secs(10), timeout: Duration::from_secs(5), threshold: 3 }
+    }
+}

@@ -1,0 +1,42 @@
+//! Owns plugin processes: from a manifest or a command line to something that answers calls.
+//!
+//! [`Host`] is the one door. It starts each plugin through the launcher in its jail, waits until
+//! it is ready, learns what it offers, keeps it running by its restart policy, captures what it
+//! says, and hands out channels to it. What happens comes out as [`HostEvent`]s.
+//!
+//! Refuses: deciding who may call (the node's part), choosing between providers (the router's),
+//! and looking into the bytes of a call (nobody's).
+//!
+//! - `lifecycle`, `restart`: pure rules; time and chance are arguments.
+//! - `source`: from a path or command line to a [`source::Program`] that can be started.
+//! - `process`: one process in its jail. `control`: the socket to its launcher.
+//! - `ready`, `descriptors`: what a new process is asked before anyone may call it.
+//! - `channel`: calls. `logs`, `stats`: what is seen of it.
+//! - `plugin`: the supervisor of one plugin. `host`: the actor that owns all supervisors.
+
+#![forbid(unsafe_code)]
+
+mod channel;
+pub mod config;
+mod descriptors;
+mod host;
+pub mod lifecycle;
+pub mod logs;
+mod plan;
+mod plugin;
+mod process;
+mod ready;
+pub mod restart;
+pub mod source;
+mod stats;
+pub mod status;
+
+pub use config::{HealthCheck, HostConfig, NamespacePolicy, NetworkPolicy};
+pub use host::Host;
+pub use launcher::run_if_invoked;
+pub use lifecycle::State;
+pub use logs::{LogRecord, LogStream, Logs};
+pub use status::{
+    Command, HostError, HostEvent, LoadError, LoadRequest, MeshDoor, PluginStatus, ReadyPlugin,
+    Source, UnknownPlugin, UnloadError,
+};

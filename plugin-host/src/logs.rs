@@ -1,0 +1,431 @@
+//! What a plugin and its supervisor said: captured by the host itself, one bounded ring per
+//! plugin, as records in paper 004's shape.
+//!
+//! A line that is a JSON object gives level, message and fields; any other line is wrapped, not
+//! lost. Who spoke (node, service, pid) is always the host's word, never the plugin's.
+
+use std::{
+    collections::VecDeque,
+    sync::Arc,
+    time::{Duration, Instant, SystemTime},
+};
+
+use parking_lot::Mutex;
+use serde::Serialize;
+use serde_json::{Map, Value};
+use tokio::{
+    io::{AsyncRead, AsyncReadExt},
+    sync::broadcast,
+};
+
+/// Bytes of one line; what is longer is cut and says so. Long enough for a stack trace in JSON.
+pub const LINE_BYTES_MAX: usize = 16 * 1024;
+
+/// Lines that a plugin may say per second before further ones are counted instead of kept. A
+/// chatty server says tens; a loop gone wrong says hundreds of thousands.
+const LINES_PER_SECOND: f64 = 1_000.0;
+
+/// Lines that may come at once: a start-up banner, a stack trace of every thread.
+const LINES_BURST: f64 = 2_000.0;
+
+/// Records a follower may be behind before it misses some; it is told how many.
+const FOLLOWER_RECORDS: usize = 1_024;
+
+/// One line, as paper 004 shapes it.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct LogRecord {
+    /// RFC 3339, in UTC, when the host read the line.
+    pub timestamp: String,
+    /// The node.
+    pub node_id: String,
+    /// The plugin.
+    pub service: String,
+    /// The plugin's process.
+    pub pid: u32,
+    /// `error`, `warn`, `info`, `debug` or `trace`.
+    pub level: String,
+    /// What was said.
+    pub message: String,
+    /// Everything else a JSON line held.
+    pub fields: Map<String, Value>,
+    /// Where it was said.
+    pub stream: LogStream,
+}
+
+/// Where a line was said.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum LogStream {
+    /// The plugin's standard output.
+    Stdout,
+    /// The plugin's standard error.
+    Stderr,
+    /// The host, about the plugin.
+    Supervisor,
+}
+
+impl LogStream {
+    /// The name shown to people.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Stdout => "stdout",
+            Self::Stderr => "stderr",
+            Self::Supervisor => "supervisor",
+        }
+    }
+}
+
+/// The log of one plugin. Clones are the same log; it outlives the plugin's processes.
+#[derive(Clone)]
+pub struct Logs {
+    inner: Arc<Inner>,
+}
+
+struct Inner {
+    node_id: String,
+    service: String,
+    records_max: usize,
+    ring: Mutex<Ring>,
+    live: broadcast::Sender<Arc<LogRecord>>,
+}
+
+struct Ring {
+    records: VecDeque<Arc<LogRecord>>,
+    lost: u64,
+    lost_untold: u64,
+    allowance: f64,
+    allowance_at: Instant,
+}
+
+impl Logs {
+    /// An empty log.
+    pub fn new(node_id: &str, service: &str, records_max: usize) -> Self {
+        let ring = Ring {
+            records: VecDeque::new(),
+            lost: 0,
+            lost_untold: 0,
+            allowance: LINES_BURST,
+            allowance_at: Instant::now(),
+        };
+        let (live, _) = broadcast::channel(FOLLOWER_RECORDS);
+        Self {
+            inner: Arc::new(Inner {
+                node_id: node_id.into(),
+                service: service.into(),
+                records_max: records_max.max(1),
+                ring: Mutex::new(ring),
+                live,
+            }),
+        }
+    }
+
+    /// The last `count` records, oldest first; 0 means all that are kept.
+    pub fn tail(&self, count: usize) -> Vec<Arc<LogRecord>> {
+        self.inner.ring.lock().tail(count)
+    }
+
+    /// The last `count` records and every one after them, without gap or repetition.
+    pub fn follow(
+        &self,
+        count: usize,
+    ) -> (Vec<Arc<LogRecord>>, broadcast::Receiver<Arc<LogRecord>>) {
+        let ring = self.inner.ring.lock();
+        (ring.tail(count), self.inner.live.subscribe())
+    }
+
+    /// Lines dropped by the ring or the rate limit.
+    pub fn lost(&self) -> u64 {
+        self.inner.ring.lock().lost
+    }
+
+    /// Notes what the host has to say about the plugin.
+    pub fn supervisor(&self, level: &str, pid: u32, message: impl Into<String>) {
+        let mut ring = self.inner.ring.lock();
+        self.push(&mut ring, LogStream::Supervisor, pid, level.into(), message.into(), Map::new());
+    }
+
+    /// Notes a line that the plugin said at `now`.
+    pub fn line(&self, stream: LogStream, pid: u32, line: &str, now: Instant) {
+        let mut ring = self.inner.ring.lock();
+        if !ring.allows(now) {
+            ring.lost += 1;
+            ring.lost_untold += 1;
+            return;
+        }
+        if ring.lost_untold > 0 {
+            let message = format!(
+                "{} lines dropped: more than {LINES_PER_SECOND} per second",
+                std::mem::take(&mut ring.lost_untold)
+            );
+            self.push(&mut ring, LogStream::Supervisor, pid, "warn".into(), message, Map::new());
+        }
+        let Said { level, message, fields } = understand(line);
+        self.push(&mut ring, stream, pid, level, message, fields);
+    }
+
+    fn push(
+        &self,
+        ring: &mut Ring,
+        stream: LogStream,
+        pid: u32,
+        level: String,
+        message: String,
+        fields: Map<String, Value>,
+    ) {
+        let record = Arc::new(LogRecord {
+            timestamp: rfc3339(SystemTime::now()),
+            node_id: self.inner.node_id.clone(),
+            service: self.inner.service.clone(),
+            pid,
+            level,
+            message,
+            fields,
+            stream,
+        });
+        if ring.records.len() >= self.inner.records_max {
+            ring.records.pop_front();
+            ring.lost += 1;
+        }
+        ring.records.push_back(Arc::clone(&record));
+        // No follower is no error.
+        let _ = self.inner.live.send(record);
+    }
+}
+
+impl Ring {
+    fn tail(&self, count: usize) -> Vec<Arc<LogRecord>> {
+        let skip = if count == 0 { 0 } else { self.records.len().saturating_sub(count) };
+        self.records.iter().skip(skip).cloned().collect()
+    }
+
+    fn allows(&mut self, now: Instant) -> bool {
+        let since = now.saturating_duration_since(self.allowance_at).as_secs_f64();
+        self.allowance_at = now.max(self.allowance_at);
+        self.allowance = (self.allowance + since * LINES_PER_SECOND).min(LINES_BURST);
+        let allows = self.allowance >= 1.0;
+        if allows {
+            self.allowance -= 1.0;
+        }
+        allows
+    }
+}
+
+/// `time` as RFC 3339 in UTC, with milliseconds.
+pub fn rfc3339(time: SystemTime) -> String {
+    jiff::Timestamp::try_from(time).map_or_else(|_| String::new(), |time| format!("{time:.3}"))
+}
+
+struct Said {
+    level: String,
+    message: String,
+    fields: Map<String, Value>,
+}
+
+fn understand(line: &str) -> Said {
+    let parsed = line.starts_with('{').then(|| serde_json::from_str::<Map<String, Value>>(line));
+    if let Some(Ok(mut object)) = parsed
+        && let Some(message) = take_text(&mut object, &["message", "msg"])
+    {
+        let level = take_text(&mut object, &["level", "severity", "lvl"]);
+        // Who and when are the host's word.
+        for key in ["node_id", "service", "pid"] {
+            object.remove(key);
+        }
+        let nested = match object.remove("fields") {
+            Some(Value::Object(fields)) => fields,
+            Some(other) => Map::from_iter([("fields".to_owned(), other)]),
+            None => Map::new(),
+        };
+        object.extend(nested);
+        let level = level.map_or_else(|| "info".into(), |level| plain_level(&level));
+        return Said { level, message, fields: object };
+    }
+    // Many programs write everything to stderr, so the stream alone does not make an error.
+    Said { level: "info".into(), message: line.into(), fields: Map::new() }
+}
+
+fn take_text(object: &mut Map<String, Value>, keys: &[&str]) -> Option<String> {
+    let key = keys.iter().find(|key| object.get(**key).is_some_and(Value::is_string))?;
+    match object.remove(*key) {
+        Some(Value::String(text)) => Some(text),
+        _ => None,
+    }
+}
+
+fn plain_level(level: &str) -> String {
+    match level.to_ascii_lowercase().as_str() {
+        "error" | "err" | "fatal" | "critical" | "panic" => "error",
+        "warn" | "warning" => "warn",
+        "debug" => "debug",
+        "trace" => "trace",
+        _ => "info",
+    }
+    .into()
+}
+
+/// Reads lines from `pipe` into `logs` until its last writer is gone. `pid` is asked for each
+/// line, because it is known only after the first could be said.
+pub(crate) async fn capture(
+    mut pipe: impl AsyncRead + Unpin,
+    logs: Logs,
+    stream: LogStream,
+    pid: Arc<std::sync::atomic::AtomicU32>,
+) {
+    let mut buffer = vec![0_u8; 8 * 1024];
+    let mut lines = Lines::default();
+    loop {
+        let read = match pipe.read(&mut buffer).await {
+            Ok(0) | Err(_) => break,
+            Ok(read) => read,
+        };
+        let now = Instant::now();
+        let pid = pid.load(std::sync::atomic::Ordering::Relaxed);
+        lines.feed(&buffer[..read], |line| logs.line(stream, pid, line, now));
+    }
+    let pid = pid.load(std::sync::atomic::Ordering::Relaxed);
+    lines.finish(|line| logs.line(stream, pid, line, Instant::now()));
+}
+
+/// Cuts bytes into lines of bounded length.
+#[derive(Default)]
+struct Lines {
+    begun: Vec<u8>,
+    cut: bool,
+}
+
+impl Lines {
+    fn feed(&mut self, mut bytes: &[u8], mut each: impl FnMut(&str)) {
+        while let Some(end) = bytes.iter().position(|b| *b == b'\n') {
+            self.add(&bytes[..end]);
+            self.end(&mut each);
+            bytes = &bytes[end + 1..];
+        }
+        self.add(bytes);
+    }
+
+    fn finish(&mut self, mut each: impl FnMut(&str)) {
+        if !self.begun.is_empty() {
+            self.end(&mut each);
+        }
+    }
+
+    fn add(&mut self, bytes: &[u8]) {
+        let room = LINE_BYTES_MAX - self.begun.len();
+        self.cut |= bytes.len() > room;
+        self.begun.extend_from_slice(&bytes[..bytes.len().min(room)]);
+    }
+
+    fn end(&mut self, each: &mut impl FnMut(&str)) {
+        let text = String::from_utf8_lossy(&self.begun);
+        let text = text.strip_suffix('\r').unwrap_or(&text);
+        if self.cut {
+            each(&format!("{text}… (cut at {LINE_BYTES_MAX} bytes)"));
+        } else if !text.is_empty() {
+            each(text);
+        }
+        self.begun.clear();
+        self.cut = false;
+    }
+}
+
+/// How long the host waits for the last words of a process that has ended. A grandchild that
+/// escaped with the pipe must not hold up its supervisor.
+pub(crate) const LAST_WORDS: Duration = Duration::from_millis(500);
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn logs(records_max: usize) -> Logs {
+        Logs::new("node-1", "echo", records_max)
+    }
+
+    fn say(logs: &Logs, line: &str) -> Arc<LogRecord> {
+        logs.line(LogStream::Stderr, 7, line, Instant::now());
+        logs.tail(1).remove(0)
+    }
+
+    #[test]
+    fn a_json_line_gives_level_message_and_fields_but_not_who_spoke() {
+        let record = say(
+            &logs(10),
+            r#"{"level":"WARN","message":"slow","service":"forged","pid":1,"fields":{"ms":45},"id":"x"}"#,
+        );
+        assert_eq!((record.level.as_str(), record.message.as_str()), ("warn", "slow"));
+        assert_eq!((record.service.as_str(), record.pid), ("echo", 7));
+        assert_eq!(record.fields["ms"], 45);
+        assert_eq!(record.fields["id"], "x");
+    }
+
+    #[test]
+    fn any_other_line_is_wrapped() {
+        for line in ["Traceback (most recent call last):", "{not json", "{\"a\":1}", "[1]"] {
+            let record = say(&logs(10), line);
+            assert_eq!(record.message, line);
+            assert_eq!(record.level, "info");
+        }
+    }
+
+    #[test]
+    fn the_ring_is_bounded_and_counts_what_it_drops() {
+        let logs = logs(3);
+        for n in 0..5 {
+            say(&logs, &format!("line {n}"));
+        }
+        let kept: Vec<_> = logs.tail(0).iter().map(|record| record.message.clone()).collect();
+        assert_eq!(kept, ["line 2", "line 3", "line 4"]);
+        assert_eq!(logs.lost(), 2);
+    }
+
+    #[test]
+    fn a_flood_is_counted_and_told_once_it_ends() {
+        let logs = logs(10_000);
+        let start = Instant::now();
+        for _ in 0..50_000 {
+            logs.line(LogStream::Stdout, 7, "flood", start);
+        }
+        assert_eq!(logs.tail(0).len(), LINES_BURST as usize);
+        logs.line(LogStream::Stdout, 7, "calm", start + Duration::from_secs(1));
+        let tail = logs.tail(2);
+        assert!(tail[0].message.starts_with("48000 lines dropped"), "{}", tail[0].message);
+        assert_eq!(tail[1].message, "calm");
+    }
+
+    #[test]
+    fn a_follower_misses_nothing_and_sees_nothing_twice() {
+        let logs = logs(10);
+        say(&logs, "before");
+        let (tail, mut live) = logs.follow(0);
+        say(&logs, "after");
+        assert_eq!(tail.len(), 1);
+        assert_eq!(live.try_recv().expect("sent").message, "after");
+        assert!(live.try_recv().is_err());
+    }
+
+    #[test]
+    fn lines_are_cut_at_their_bound_wherever_the_reads_fall() {
+        let mut text = "a".repeat(LINE_BYTES_MAX + 10);
+        text.push_str("\nb\r\n\nc");
+        for step in [1, 7, 1_000, text.len()] {
+            let mut lines = Lines::default();
+            let mut seen = Vec::new();
+            for chunk in text.as_bytes().chunks(step) {
+                lines.feed(chunk, |line| seen.push(line.to_owned()));
+            }
+            lines.finish(|line| seen.push(line.to_owned()));
+            assert_eq!(seen.len(), 3, "step {step}");
+            assert!(seen[0].ends_with("(cut at 16384 bytes)"));
+            assert_eq!(seen[1..], ["b", "c"]);
+        }
+    }
+
+    #[test]
+    fn a_record_is_written_in_the_papers_shape() {
+        let record = say(&logs(1), "hello");
+        let json = serde_json::to_value(&*record).expect("plain data");
+        for key in ["timestamp", "node_id", "service", "pid", "level", "message", "fields"] {
+            assert!(json.get(key).is_some(), "{key}");
+        }
+        assert!(record.timestamp.ends_with('Z'), "{}", record.timestamp);
+    }
+}

@@ -1,0 +1,494 @@
+//! What a plugin's jail looks like: from a program and the operator's policy to a [`JailSpec`].
+//! Pure but for looking at which paths exist.
+//!
+//! A plugin sees the system's programs and libraries, its own files, what it was granted to
+//! read, a private `/tmp`, and its sockets; all of it read-only but for the last two. The node's
+//! data, its run directory and the usual places of credentials are covered wherever a granted
+//! directory would show them.
+
+use std::{
+    path::{Path, PathBuf},
+    time::Duration,
+};
+
+use launcher::{Bind, JailSpec, Limits, RootSpec};
+use protocol::manifest::{Listen, Permission};
+
+use crate::{
+    config::{HostConfig, NamespacePolicy, NetworkPolicy},
+    source::{self, Program},
+};
+
+/// Size of a plugin's private `/tmp`, and of its `/dev/shm`, each: memory of the machine.
+const TMP_BYTES: u64 = 64 << 20;
+
+/// Open descriptors where the manifest does not say: servers with hundreds of connections work,
+/// a leak is found.
+const FILES_DEFAULT: u64 = 4_096;
+
+/// Processes and threads where the manifest does not say: a JVM has dozens, a fork bomb ends.
+const PROCESSES_DEFAULT: u64 = 2_048;
+
+/// The jail's own directory for sockets: short, because a socket's path has 107 bytes.
+const INSIDE: &str = "/run/plugin";
+
+/// The most bytes a socket's path may have; source: unix(7).
+pub(crate) const SOCKET_PATH_BYTES_MAX: usize = 107;
+
+/// What every program may need of the system.
+const SYSTEM: [&str; 8] =
+    ["/usr", "/bin", "/sbin", "/lib", "/lib32", "/lib64", "/opt", "/nix/store"];
+
+/// Of `/etc`, what programs read and what holds no secret.
+const SYSTEM_ETC: [&str; 17] = [
+    "alternatives",
+    "ca-certificates",
+    "debian_version",
+    "gai.conf",
+    "host.conf",
+    "ld.so.cache",
+    "ld.so.conf",
+    "ld.so.conf.d",
+    "locale.alias",
+    "localtime",
+    "mime.types",
+    "os-release",
+    "pki",
+    "protocols",
+    "services",
+    "ssl",
+    "timezone",
+];
+
+/// Further names in `/etc` by their beginning: run-times with versions in their names.
+const SYSTEM_ETC_BEGINNING: [&str; 3] = ["java", "python", "node"];
+
+/// Where people keep credentials in a home directory.
+const SECRETS: [&str; 12] = [
+    ".ssh",
+    ".gnupg",
+    ".aws",
+    ".azure",
+    ".kube",
+    ".docker",
+    ".netrc",
+    ".git-credentials",
+    ".config/gcloud",
+    ".config/gh",
+    ".password-store",
+    ".npmrc",
+];
+
+/// Never bound over: the jail has its own.
+const OWN: [&str; 6] = ["/", "/proc", "/sys", "/dev", "/tmp", "/run"];
+
+/// The paths of one plugin on this machine.
+#[derive(Debug, Clone)]
+pub(crate) struct Paths {
+    /// `<run-dir>/plugins/<name>`.
+    pub(crate) directory: PathBuf,
+}
+
+impl Paths {
+    pub(crate) fn new(config: &HostConfig, name: &str) -> Self {
+        Self { directory: config.run_dir.join("plugins").join(name) }
+    }
+
+    /// What the plugin may write to; holds its socket where it binds that itself.
+    pub(crate) fn own(&self) -> PathBuf {
+        self.directory.join("own")
+    }
+
+    /// Where it answers. A socket that the host binds lies where the plugin cannot write.
+    pub(crate) fn plugin_socket(&self, listen: Listen) -> PathBuf {
+        match listen {
+            Listen::Fd => self.directory.join("plugin.sock"),
+            Listen::Unix | Listen::Tcp(_) => self.own().join("plugin.sock"),
+        }
+    }
+
+    /// Where it calls others.
+    pub(crate) fn mesh_socket(&self) -> PathBuf {
+        self.directory.join("mesh.sock")
+    }
+
+    /// The longest of them, for the check of its length.
+    pub(crate) fn longest(&self) -> PathBuf {
+        self.own().join("plugin.sock")
+    }
+}
+
+/// The outside id of a plugin: its own, so that not even the same id connects two of them.
+/// Above every range that distributions give to people, services and containers.
+pub(crate) fn outside_id(config: &HostConfig, name: &str) -> Option<u32> {
+    use sha2::{Digest, Sha256};
+    const BASE: u32 = 2_000_000_000;
+    let own = config.namespaces == NamespacePolicy::Required && commands_all_ids();
+    own.then(|| {
+        let hash = Sha256::new()
+            .chain_update(config.run_dir.as_os_str().as_encoded_bytes())
+            .chain_update([0])
+            .chain_update(name)
+            .finalize();
+        BASE + (u32::from(hash[0]) << 16 | u32::from(hash[1]) << 8 | u32::from(hash[2]))
+    })
+}
+
+/// True for a full root: all ids exist here, and this process may use them. Root in a container
+/// usually is not.
+fn commands_all_ids() -> bool {
+    use rustix::thread::CapabilitySet as Can;
+    let needed = Can::SYS_ADMIN | Can::SETUID | Can::SETGID | Can::CHOWN | Can::DAC_OVERRIDE;
+    let may = rustix::thread::capabilities(None).is_ok_and(|sets| sets.effective.contains(needed));
+    let map = std::fs::read_to_string("/proc/self/uid_map").unwrap_or_default();
+    may && map.split_whitespace().eq(["0", "0", "4294967295"])
+}
+
+/// The jail of `program`.
+pub(crate) fn jail(config: &HostConfig, program: &Program, instance: &str) -> JailSpec {
+    let manifest = &program.manifest;
+    let name = manifest.name.as_str();
+    let namespaces = config.namespaces == NamespacePolicy::Required;
+    let paths = Paths::new(config, name);
+    let mut root = RootSpec::default();
+    if namespaces {
+        root = private_root(config, program, &paths);
+    }
+    let megabytes = |mb: u64| mb.saturating_mul(1 << 20);
+    let resources = &manifest.resources;
+    JailSpec {
+        name: name.into(),
+        argv: program.argv.clone(),
+        env: environment(config, program, &paths, instance),
+        working_dir: program.working_dir.clone(),
+        namespaces,
+        host_network: shares_network(config, program),
+        outside_id: outside_id(config, name),
+        root,
+        limits: Limits {
+            files: Some(resources.files_max.unwrap_or(FILES_DEFAULT)),
+            file_size: resources.file_size_mb.map(megabytes),
+            data: resources.memory_mb.filter(|_| config.memory_limits).map(megabytes),
+            // Without a user namespace the kernel counts every process of the same user.
+            processes: namespaces.then(|| resources.processes_max.unwrap_or(PROCESSES_DEFAULT)),
+        },
+        listener: manifest.listen == Listen::Fd,
+    }
+}
+
+/// True where the plugin keeps the node's network.
+pub(crate) fn shares_network(config: &HostConfig, program: &Program) -> bool {
+    config.namespaces == NamespacePolicy::Off
+        || (config.network == NetworkPolicy::Host
+            && program.manifest.permissions.contains(&Permission::Network))
+}
+
+fn environment(
+    config: &HostConfig,
+    program: &Program,
+    paths: &Paths,
+    instance: &str,
+) -> Vec<(String, String)> {
+    let listen = program.manifest.listen;
+    let inside = |path: PathBuf| match config.namespaces {
+        NamespacePolicy::Off => path,
+        NamespacePolicy::Required => {
+            let below = path.strip_prefix(&paths.directory).map(Path::to_path_buf);
+            Path::new(INSIDE).join(below.unwrap_or_default())
+        }
+    };
+    let socket = inside(paths.plugin_socket(listen)).display().to_string();
+    let mut env = vec![
+        ("PATH".into(), search_path(program)),
+        ("HOME".into(), "/tmp".into()),
+        ("TMPDIR".into(), "/tmp".into()),
+        ("LANG".into(), "C.UTF-8".into()),
+        // Logs are lines as they are said, not blocks of eight kilobytes.
+        ("PYTHONUNBUFFERED".into(), "1".into()),
+        ("BH_PLUGIN_NAME".into(), program.manifest.name.to_string()),
+        ("BH_PLUGIN_VERSION".into(), program.manifest.version.to_string()),
+        ("BH_PLUGIN_INSTANCE".into(), instance.into()),
+        ("BH_MESH_SOCKET".into(), inside(paths.mesh_socket()).display().to_string()),
+    ];
+    match listen {
+        Listen::Tcp(port) => env.push(("BH_PLUGIN_PORT".into(), port.to_string())),
+        Listen::Unix | Listen::Fd => env.push(("BH_PLUGIN_SOCKET".into(), socket)),
+    }
+    for (name, value) in &program.manifest.env {
+        env.retain(|(known, _)| known != name);
+        env.push((name.clone(), value.clone()));
+    }
+    env
+}
+
+fn search_path(program: &Program) -> String {
+    let mut directories: Vec<String> = Vec::new();
+    let system = ["/usr/local/bin", "/usr/bin", "/bin", "/usr/local/sbin", "/usr/sbin", "/sbin"];
+    let own = program.search_path.iter().filter_map(|path| path.to_str());
+    for directory in own.chain(system) {
+        if !directory.contains(':') && directories.iter().all(|known| known != directory) {
+            directories.push(directory.into());
+        }
+    }
+    directories.join(":")
+}
+
+fn private_root(config: &HostConfig, program: &Program, paths: &Paths) -> RootSpec {
+    let mut root = RootSpec { tmp_bytes: TMP_BYTES, ..RootSpec::default() };
+    for path in SYSTEM {
+        let path = PathBuf::from(path);
+        match std::fs::read_link(&path) {
+            // `/bin` is `usr/bin` on most systems.
+            Ok(target) => root.links.push((path, target)),
+            Err(_) => root.binds.push(read(path, false)),
+        }
+    }
+    root.binds.extend(etc());
+    for path in granted(program) {
+        let covered = |bind: &Bind| path.starts_with(&bind.target);
+        let system = SYSTEM.iter().any(|system| path.starts_with(system));
+        if !is_own(&path) && !system && !root.binds.iter().any(covered) {
+            root.binds.push(read(path, true));
+        }
+    }
+    root.binds.push(Bind { own: false, optional: false, ..read(paths.mesh_socket(), true) });
+    if let Some(mesh) = root.binds.last_mut() {
+        mesh.target = Path::new(INSIDE).join("mesh.sock");
+    }
+    let (source, writable) = match program.manifest.listen {
+        Listen::Fd => (paths.plugin_socket(Listen::Fd), false),
+        Listen::Unix | Listen::Tcp(_) => (paths.own(), true),
+    };
+    let below = source.file_name().unwrap_or_default().to_owned();
+    root.binds.push(Bind {
+        target: Path::new(INSIDE).join(below),
+        source,
+        writable,
+        own: false,
+        optional: false,
+    });
+    root.masks = masks(config);
+    root.files = files(program.manifest.name.as_str());
+    if shares_network(config, program) {
+        let resolve = Path::new("/etc/resolv.conf");
+        root.binds.push(read(resolve.into(), false));
+    }
+    root
+}
+
+/// What the program may read beside the system's, ancestors first.
+fn granted(program: &Program) -> Vec<PathBuf> {
+    let mut granted = program.read_paths.clone();
+    granted.push(program.working_dir.clone());
+    granted.extend(program.manifest.permissions.iter().filter_map(|permission| match permission {
+        Permission::Read(path) => Some(PathBuf::from(path)),
+        _ => None,
+    }));
+    granted.sort();
+    granted.dedup();
+    granted
+}
+
+fn is_own(path: &Path) -> bool {
+    OWN.iter().any(|own| path == Path::new(own)) || path.starts_with(INSIDE)
+}
+
+fn read(path: PathBuf, own: bool) -> Bind {
+    Bind { source: path.clone(), target: path, writable: false, own, optional: true }
+}
+
+fn etc() -> Vec<Bind> {
+    let entries = std::fs::read_dir("/etc").into_iter().flatten().flatten();
+    let mut names: Vec<String> = entries
+        .filter_map(|entry| entry.file_name().into_string().ok())
+        .filter(|name| {
+            SYSTEM_ETC.contains(&name.as_str())
+                || SYSTEM_ETC_BEGINNING.iter().any(|begin| name.starts_with(begin))
+        })
+        .collect();
+    names.sort();
+    names.into_iter().map(|name| read(Path::new("/etc").join(name), false)).collect()
+}
+
+fn masks(config: &HostConfig) -> Vec<PathBuf> {
+    let mut masks = vec![config.data_dir.clone(), config.run_dir.clone()];
+    masks.extend(config.hidden_paths.iter().cloned());
+    let mut homes = vec![PathBuf::from("/root")];
+    homes.extend(std::env::var_os("HOME").map(PathBuf::from));
+    for home in homes {
+        masks.extend(SECRETS.iter().map(|secret| home.join(secret)));
+    }
+    // The jail's own directory is not the host's, whatever its name.
+    masks.retain(|path| path.is_absolute() && !Path::new(INSIDE).starts_with(path));
+    masks.sort();
+    masks.dedup();
+    masks
+}
+
+/// The few files that tell a program about users and hosts.
+fn files(name: &str) -> Vec<(PathBuf, String)> {
+    let id = launcher::spec::INSIDE_ID;
+    let file = |path: &str, contents: String| (PathBuf::from(path), contents);
+    vec![
+        file(
+            "/etc/passwd",
+            format!(
+                "root:x:0:0:root:/:/usr/sbin/nologin\nplugin:x:{id}:{id}:plugin:/tmp:/bin/sh\n\
+                 nobody:x:65534:65534:nobody:/:/usr/sbin/nologin\n"
+            ),
+        ),
+        file("/etc/group", format!("root:x:0:\nplugin:x:{id}:\nnogroup:x:65534:\n")),
+        // Only IPv4: a program that listens on `localhost` must be where the host connects.
+        file("/etc/hosts", format!("127.0.0.1\tlocalhost {name}\n")),
+        file("/etc/hostname", format!("{name}\n")),
+        file("/etc/nsswitch.conf", "passwd: files\ngroup: files\nhosts: files dns\n".into()),
+    ]
+}
+
+/// What the plugin wants and does not get, for its status.
+pub(crate) fn warnings(config: &HostConfig, program: &Program) -> Vec<String> {
+    let mut warnings = Vec::new();
+    if config.namespaces == NamespacePolicy::Off {
+        warnings.push(
+            "isolation is reduced: the operator turned namespaces off; the plugin sees the \
+             node's files, processes and network"
+                .into(),
+        );
+    }
+    if program.manifest.resources.cpu_percent.is_some() {
+        warnings.push("resources.cpu is not enforced by this version".into());
+    }
+    if program.manifest.resources.memory_mb.is_some() && !config.memory_limits {
+        warnings.push("resources.memory is not enforced: the operator turned it off".into());
+    }
+    let broad = granted(program).into_iter().filter(|path| source::is_broad(path) && !is_own(path));
+    warnings.extend(broad.map(|path| {
+        format!("it can read all of {}: give it a directory of its own to work in", path.display())
+    }));
+    for permission in &program.manifest.permissions {
+        let granted = match permission {
+            Permission::Network | Permission::NetworkTo(_) => shares_network(config, program),
+            Permission::Write(_) => config.namespaces == NamespacePolicy::Off,
+            Permission::Read(_) | Permission::Call(_) => true,
+        };
+        if !granted {
+            warnings.push(format!("permission `{permission}` is not granted; it runs without"));
+        }
+    }
+    warnings
+}
+
+/// A program inside a covered directory could not be seen by itself.
+pub(crate) fn check(config: &HostConfig, program: &Program) -> Result<(), String> {
+    if config.namespaces == NamespacePolicy::Off {
+        return Ok(());
+    }
+    let own = [Path::new(&program.argv[0]), program.working_dir.as_path()];
+    for hidden in [&config.data_dir, &config.run_dir].into_iter().chain(&config.hidden_paths) {
+        if let Some(path) = own.iter().find(|path| path.starts_with(hidden)) {
+            return Err(format!(
+                "{} lies in {}, which no plugin may see: move the plugin elsewhere",
+                path.display(),
+                hidden.display()
+            ));
+        }
+    }
+    Ok(())
+}
+
+/// How long starting may take.
+pub(crate) fn start_timeout(config: &HostConfig, program: &Program) -> Duration {
+    program.manifest.start_timeout.unwrap_or(config.start_timeout)
+}
+
+#[cfg(test)]
+mod tests {
+    use protocol::manifest::Manifest;
+
+    use super::*;
+
+    fn program(read_paths: &[&str]) -> Program {
+        Program {
+            manifest: Manifest::new("echo".parse().expect("a name"), semver::Version::new(1, 0, 0)),
+            argv: vec!["/opt/echo/bin/echo".into()],
+            working_dir: "/opt/echo".into(),
+            read_paths: read_paths.iter().map(PathBuf::from).collect(),
+            search_path: Vec::new(),
+            descriptors: None,
+            source: String::new(),
+        }
+    }
+
+    fn config() -> HostConfig {
+        HostConfig::new("/run/bh", "/var/lib/bh")
+    }
+
+    #[test]
+    fn no_bind_lies_within_another_and_ancestors_come_first() {
+        let wanted = ["/srv/a/b", "/srv/a", "/usr/share/x", "/bin/sh", "/"];
+        let spec = jail(&config(), &program(&wanted), "i");
+        for (at, bind) in spec.root.binds.iter().enumerate() {
+            for earlier in &spec.root.binds[..at] {
+                assert!(!bind.target.starts_with(&earlier.target), "{bind:?} in {earlier:?}");
+            }
+        }
+        let targets: Vec<&Path> =
+            spec.root.binds.iter().map(|bind| bind.target.as_path()).collect();
+        assert!(targets.contains(&Path::new("/srv/a")));
+        assert!(!targets.contains(&Path::new("/")));
+        for (link, _) in &spec.root.links {
+            assert!(!targets.iter().any(|target| target.starts_with(link)), "{link:?}");
+        }
+    }
+
+    #[test]
+    fn only_the_plugins_own_socket_directory_is_writable() {
+        let spec = jail(&config(), &program(&["/srv/a"]), "i");
+        let writable: Vec<_> = spec.root.binds.iter().filter(|bind| bind.writable).collect();
+        assert_eq!(writable.len(), 1);
+        assert_eq!(writable[0].target, Path::new("/run/plugin/own"));
+        let mut fd = program(&[]);
+        fd.manifest.listen = Listen::Fd;
+        let spec = jail(&config(), &fd, "i");
+        assert!(spec.root.binds.iter().all(|bind| !bind.writable));
+        assert!(spec.listener);
+    }
+
+    #[test]
+    fn the_nodes_data_and_credentials_are_masked() {
+        let mut config = config();
+        config.hidden_paths.push("/etc/bh/key".into());
+        let spec = jail(&config, &program(&["/var"]), "i");
+        for hidden in ["/var/lib/bh", "/run/bh", "/etc/bh/key", "/root/.ssh"] {
+            assert!(spec.root.masks.iter().any(|mask| mask == Path::new(hidden)), "{hidden}");
+        }
+    }
+
+    #[test]
+    fn sockets_have_short_names_inside_and_their_own_outside() {
+        let variable = |config: &HostConfig, name: &str| {
+            let spec = jail(config, &program(&[]), "i");
+            spec.env.into_iter().find(|(known, _)| known == name).map(|(_, value)| value)
+        };
+        let mut config = config();
+        let socket = variable(&config, "BH_PLUGIN_SOCKET").expect("set");
+        assert_eq!(socket, "/run/plugin/own/plugin.sock");
+        config.namespaces = NamespacePolicy::Off;
+        let socket = variable(&config, "BH_PLUGIN_SOCKET").expect("set");
+        assert_eq!(socket, "/run/bh/plugins/echo/own/plugin.sock");
+    }
+
+    #[test]
+    fn the_network_is_shared_only_where_asked_for_and_granted() {
+        let mut config = config();
+        let mut program = program(&[]);
+        assert!(!jail(&config, &program, "i").host_network);
+        config.network = NetworkPolicy::Host;
+        assert!(!jail(&config, &program, "i").host_network);
+        program.manifest.permissions = vec![Permission::Network];
+        assert!(jail(&config, &program, "i").host_network);
+        config.network = NetworkPolicy::None;
+        assert!(!jail(&config, &program, "i").host_network);
+        assert_eq!(warnings(&config, &program).len(), 1);
+    }
+}

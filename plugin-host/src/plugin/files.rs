@@ -1,0 +1,84 @@
+//! A plugin's place in the run directory: its sockets, and what it may write to.
+
+use std::{
+    fs, io,
+    os::{
+        fd::OwnedFd,
+        unix::{
+            fs::{DirBuilderExt, PermissionsExt},
+            net::UnixListener,
+        },
+    },
+    path::Path,
+};
+
+use protocol::manifest::Listen;
+
+use super::Supervisor;
+use crate::plan;
+
+impl Supervisor {
+    /// Makes the plugin's directory and opens the mesh to it.
+    pub(super) fn open_door(&self) -> io::Result<Box<dyn Send>> {
+        let _ = fs::remove_dir_all(&self.paths.directory);
+        private_directory(&self.paths.directory)?;
+        let listener = self.bind(&self.paths.mesh_socket())?;
+        Ok(self.context.door.open(self.context.program.manifest.name.as_str(), listener))
+    }
+
+    /// Leaves a clean place for the plugin's socket, and binds it where the host does that.
+    pub(super) fn prepare_sockets(&self) -> io::Result<Option<OwnedFd>> {
+        let own = self.paths.own();
+        let _ = fs::remove_dir_all(&own);
+        private_directory(&own)?;
+        self.give(&own)?;
+        let listen = self.context.program.manifest.listen;
+        match listen {
+            Listen::Fd => {
+                let path = self.paths.plugin_socket(listen);
+                let _ = fs::remove_file(&path);
+                let listener = self.bind(&path)?;
+                // The program decides for itself whether it blocks.
+                listener.set_nonblocking(false)?;
+                Ok(Some(listener.into()))
+            }
+            Listen::Tcp(port) if self.shares_network() => {
+                // Somebody else's server on that port must not be taken for the plugin.
+                std::net::TcpListener::bind(("127.0.0.1", port)).map(|_| None)
+            }
+            Listen::Unix | Listen::Tcp(_) => Ok(None),
+        }
+    }
+
+    fn shares_network(&self) -> bool {
+        plan::shares_network(&self.context.config, &self.context.program)
+    }
+
+    fn bind(&self, path: &Path) -> io::Result<UnixListener> {
+        let listener = UnixListener::bind(path)?;
+        listener.set_nonblocking(true)?;
+        fs::set_permissions(path, fs::Permissions::from_mode(0o600))?;
+        self.give(path)?;
+        Ok(listener)
+    }
+
+    /// Makes `path` the plugin's, where it has an id of its own.
+    fn give(&self, path: &Path) -> io::Result<()> {
+        let name = self.context.program.manifest.name.as_str();
+        match plan::outside_id(&self.context.config, name) {
+            Some(id) => std::os::unix::fs::chown(path, Some(id), Some(id)),
+            None => Ok(()),
+        }
+    }
+
+    pub(super) fn remove_files(&self) {
+        if let Err(error) = fs::remove_dir_all(&self.paths.directory) {
+            tracing::warn!(path = %self.paths.directory.display(), %error, "cannot remove");
+        }
+    }
+}
+
+pub(crate) fn private_directory(path: &Path) -> io::Result<()> {
+    fs::DirBuilder::new().mode(0o700).recursive(true).create(path)?;
+    fs::set_permissions(path, fs::Permissions::from_mode(0o700))
+}

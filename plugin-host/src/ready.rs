@@ -1,0 +1,78 @@
+//! Is it ready, and does it stay healthy? Asked by `grpc.health.v1`; a program without that
+//! service is ready when it accepts a connection and answers that it has none.
+
+use std::{
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use tokio::time::sleep;
+use tonic_health::pb::{
+    HealthCheckRequest, health_check_response::ServingStatus, health_client::HealthClient,
+};
+
+use crate::channel::{Asking, Channel};
+
+/// First wait between questions to a program that is starting, and the longest: a program in a
+/// compiled language is ready within milliseconds, and nobody notices a tenth of a second in one
+/// that takes seconds.
+const FIRST_WAIT: Duration = Duration::from_millis(3);
+const LONGEST_WAIT: Duration = Duration::from_millis(100);
+
+/// How long one question may take while starting. A listener bound by the host accepts before
+/// its program reads.
+const QUESTION_PATIENCE: Duration = Duration::from_secs(2);
+
+/// What a plugin says of its health.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum Health {
+    /// SERVING.
+    Serving,
+    /// It has no health service, and answered.
+    NoHealthService,
+    /// Anything else, in words.
+    Not(String),
+}
+
+/// Asks once.
+pub(crate) async fn probe(channel: &Arc<Channel>, service: &str, patience: Duration) -> Health {
+    let mut client = HealthClient::new(Asking::until(channel, Instant::now() + patience));
+    let request = HealthCheckRequest { service: service.into() };
+    match client.check(request).await {
+        Ok(response) => match response.into_inner().status() {
+            ServingStatus::Serving => Health::Serving,
+            other => Health::Not(format!("its health service says {}", other.as_str_name())),
+        },
+        Err(status) if status.code() == tonic::Code::Unimplemented => Health::NoHealthService,
+        Err(status) if status.code() == tonic::Code::NotFound => {
+            Health::Not(format!("its health service does not know `{service}`"))
+        }
+        Err(status) => Health::Not(status.message().to_owned()),
+    }
+}
+
+/// Asks until the answer is one to go on with. Without a service to ask for, accepting a
+/// connection is enough. The caller brings the deadline; `last` always holds the latest reason
+/// for waiting.
+pub(crate) async fn wait(
+    channel: &Arc<Channel>,
+    service: Option<&str>,
+    last: &mut String,
+) -> Health {
+    let mut pause = FIRST_WAIT;
+    loop {
+        let health = match service {
+            Some(service) => probe(channel, service, QUESTION_PATIENCE).await,
+            None => match channel.accepts().await {
+                Ok(()) => Health::NoHealthService,
+                Err(failure) => Health::Not(failure.message),
+            },
+        };
+        match health {
+            Health::Not(reason) => *last = reason,
+            ready => return ready,
+        }
+        sleep(pause).await;
+        pause = (pause * 2).min(LONGEST_WAIT);
+    }
+}

@@ -1,0 +1,148 @@
+//! What a plugin's processes use, read from `/proc` without a helper process.
+
+use std::{fs, time::Instant};
+
+/// Processes of one plugin that are looked at; a fork bomb must not cost the node its time.
+const PROCESSES_MAX: usize = 256;
+
+/// Clock ticks per second in `/proc/<pid>/stat`: fixed at 100 on every Linux platform's user
+/// interface.
+const TICKS_PER_SECOND: f64 = 100.0;
+
+/// One sample.
+#[derive(Debug, Clone, Copy, PartialEq, Default)]
+pub(crate) struct Sample {
+    pub(crate) memory_bytes: u64,
+    pub(crate) cpu_percent: f64,
+    pub(crate) threads: u32,
+    pub(crate) open_files: u32,
+}
+
+/// Samples the processes of one jail.
+pub(crate) struct Sampler {
+    init: u32,
+    last: Option<(Instant, f64)>,
+}
+
+impl Sampler {
+    /// For the jail whose first process is `init`, which itself is not counted.
+    pub(crate) fn new(init: u32) -> Self {
+        Self { init, last: None }
+    }
+
+    /// What is used at `now`. CPU is an average since the sample before, 0 in the first.
+    pub(crate) fn sample(&mut self, now: Instant) -> Sample {
+        let mut sample = Sample::default();
+        let mut cpu_seconds = 0.0;
+        for pid in descendants(self.init) {
+            let Some(stat) = read_stat(pid) else { continue };
+            cpu_seconds += stat.cpu_seconds;
+            sample.threads += stat.threads;
+            sample.memory_bytes += resident(pid).unwrap_or(0);
+            let open = fs::read_dir(format!("/proc/{pid}/fd")).map_or(0, Iterator::count);
+            sample.open_files += open as u32;
+        }
+        if let Some((then, before)) = self.last {
+            let seconds = now.saturating_duration_since(then).as_secs_f64();
+            if seconds > 0.0 {
+                sample.cpu_percent = ((cpu_seconds - before) / seconds * 100.0).max(0.0);
+            }
+        }
+        self.last = Some((now, cpu_seconds));
+        sample
+    }
+}
+
+/// Every process below `pid`, at most [`PROCESSES_MAX`].
+pub(crate) fn descendants(pid: u32) -> Vec<u32> {
+    let mut found = children(pid);
+    let mut at = 0;
+    while at < found.len() && found.len() < PROCESSES_MAX {
+        let further = children(found[at]);
+        found.extend(further);
+        at += 1;
+    }
+    found.truncate(PROCESSES_MAX);
+    found
+}
+
+/// True where `pid` is `ancestor` or one of its descendants.
+pub(crate) fn is_within(pid: u32, ancestor: u32) -> bool {
+    let mut pid = pid;
+    // A chain of parents is as long as a tree is deep.
+    for _ in 0..PROCESSES_MAX {
+        if pid == ancestor {
+            return true;
+        }
+        match read_stat(pid) {
+            Some(stat) if stat.parent > 1 => pid = stat.parent,
+            _ => return false,
+        }
+    }
+    false
+}
+
+fn children(pid: u32) -> Vec<u32> {
+    // Children hang on the thread that forked them.
+    let Ok(threads) = fs::read_dir(format!("/proc/{pid}/task")) else { return Vec::new() };
+    let lists = threads
+        .flatten()
+        .take(PROCESSES_MAX)
+        .filter_map(|thread| fs::read_to_string(thread.path().join("children")).ok());
+    lists
+        .flat_map(|list| {
+            list.split_whitespace().filter_map(|pid| pid.parse().ok()).collect::<Vec<u32>>()
+        })
+        .collect()
+}
+
+struct Stat {
+    parent: u32,
+    cpu_seconds: f64,
+    threads: u32,
+}
+
+fn read_stat(pid: u32) -> Option<Stat> {
+    parse_stat(&fs::read_to_string(format!("/proc/{pid}/stat")).ok()?)
+}
+
+/// Source: proc(5), `/proc/pid/stat`. The name, in parentheses, may contain anything.
+fn parse_stat(text: &str) -> Option<Stat> {
+    let (_, rest) = text.rsplit_once(')')?;
+    let fields: Vec<&str> = rest.split_whitespace().collect();
+    // Counted from 1 there, and the first here is number 3.
+    let field = |number: usize| fields.get(number - 3)?.parse::<f64>().ok();
+    Some(Stat {
+        parent: field(4)? as u32,
+        cpu_seconds: (field(14)? + field(15)?) / TICKS_PER_SECOND,
+        threads: field(20)? as u32,
+    })
+}
+
+fn resident(pid: u32) -> Option<u64> {
+    let text = fs::read_to_string(format!("/proc/{pid}/statm")).ok()?;
+    let pages: u64 = text.split_whitespace().nth(1)?.parse().ok()?;
+    Some(pages * rustix::param::page_size() as u64)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_name_with_parentheses_does_not_confuse() {
+        let line = "12 (a) b) (c) S 7 1 1 0 -1 4194560 1 0 0 0 250 50 0 0 20 0 9 0 1 1 1";
+        let stat = parse_stat(line).expect("well formed");
+        assert_eq!((stat.parent, stat.threads), (7, 9));
+        assert!((stat.cpu_seconds - 3.0).abs() < 1e-9);
+    }
+
+    #[test]
+    fn ancestry_is_followed_to_its_end() {
+        let this = std::process::id();
+        assert!(is_within(this, this));
+        let parent = read_stat(this).expect("this process").parent;
+        assert!(is_within(this, parent));
+        assert!(!is_within(parent, this));
+    }
+}

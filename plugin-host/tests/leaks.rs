@@ -1,0 +1,95 @@
+//! Loading and unloading, again and again, leaves the host as it was. Alone in its process, so
+//! that nothing else opens or closes descriptors meanwhile.
+
+use std::{
+    os::unix::net::UnixListener,
+    path::Path,
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use blackhole_plugin_host::{Command, Host, HostConfig, LoadRequest, MeshDoor, Source};
+use protocol::ports::{Store, StoreError};
+
+struct Door;
+
+impl MeshDoor for Door {
+    fn open(&self, _: &str, listener: UnixListener) -> Box<dyn Send> {
+        Box::new(listener)
+    }
+}
+
+struct Nothing;
+
+impl Store for Nothing {
+    fn get(&self, _: &[u8]) -> Result<Option<Vec<u8>>, StoreError> {
+        Ok(None)
+    }
+
+    fn write(&self, _: Vec<(Vec<u8>, Option<Vec<u8>>)>) -> Result<(), StoreError> {
+        Ok(())
+    }
+
+    fn scan(&self, _: &[u8], _: usize) -> Result<Vec<(Vec<u8>, Vec<u8>)>, StoreError> {
+        Ok(Vec::new())
+    }
+}
+
+fn count(path: &str) -> usize {
+    std::fs::read_dir(path).expect("readable").count()
+}
+
+#[tokio::test]
+async fn thirty_loads_and_unloads_leave_descriptors_threads_and_processes_as_they_were() {
+    let test = std::env::current_exe().expect("known");
+    let program = test.parent().and_then(Path::parent).expect("deps").join("examples/probe");
+    let directory = tempfile::tempdir().expect("made");
+    let mut config = HostConfig::new(directory.path().join("run"), directory.path().join("data"));
+    config.launcher = vec![program.clone().into(), "__launch".into()];
+    let (host, mut events) =
+        Host::start(config, Arc::new(Nothing), Arc::new(Door)).await.expect("starts");
+    let drain = tokio::spawn(async move { while events.recv().await.is_some() {} });
+    let mut starts = Vec::new();
+    let mut stops = Vec::new();
+    let mut before = None;
+    for cycle in 0..32 {
+        let argv = vec![program.display().to_string()];
+        let source = Source::Exec(Command { argv, ..Command::default() });
+        let begun = Instant::now();
+        let request = LoadRequest { source, name: None, wait: true };
+        host.load(request).await.expect("loads");
+        starts.push(begun.elapsed());
+        let begun = Instant::now();
+        host.unload("probe").await.expect("unloads");
+        stops.push(begun.elapsed());
+        // The first cycles start threads that stay.
+        if cycle == 1 {
+            before = Some((count("/proc/self/fd"), count("/proc/self/task")));
+        }
+    }
+    starts.sort();
+    stops.sort();
+    println!(
+        "load to ready: median {:?}, worst {:?}; unload: median {:?}, worst {:?}",
+        starts[16], starts[31], stops[16], stops[31]
+    );
+    let (descriptors, threads) = before.expect("taken");
+    assert!(count("/proc/self/fd") <= descriptors + 1, "descriptors leak");
+    assert!(count("/proc/self/task") <= threads + 2, "threads leak");
+    // Reaping is the spawner's work, moments later.
+    let begun = Instant::now();
+    let this = std::process::id();
+    let children = || -> usize {
+        let threads = std::fs::read_dir(format!("/proc/{this}/task")).expect("readable").flatten();
+        let lists = threads
+            .filter_map(|thread| std::fs::read_to_string(thread.path().join("children")).ok());
+        lists.map(|list| list.split_whitespace().count()).sum()
+    };
+    while children() > 0 {
+        assert!(begun.elapsed() < Duration::from_secs(5), "processes are left unreaped");
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+    host.shutdown().await;
+    drop(host);
+    drain.abort();
+}

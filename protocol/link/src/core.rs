@@ -1,0 +1,513 @@
+//! What both ends of a link do alike: keep calls, give and spend credit, send what bodies bring,
+//! and watch the clock.
+
+use std::{
+    collections::{HashMap, VecDeque},
+    pin::Pin,
+    sync::Arc,
+    sync::atomic::Ordering,
+    task::{Context, Poll},
+    time::Duration,
+};
+
+use bytes::Bytes;
+use futures::{future::BoxFuture, task::waker_ref};
+use http::HeaderMap;
+use protocol::{
+    failure::{Failure, Ran, Reason},
+    frame::{CALL_CREDIT_BYTES, CallId, GoAwayCode, MetadataTooLarge, data_cost},
+    ports::{CallHead, Reply},
+};
+use tokio::{
+    io::{AsyncRead, AsyncWrite},
+    time::{Instant, Sleep, sleep_until},
+};
+
+use crate::{
+    CALL_CREDIT_BYTES_MAX, GROWTH_BYTES_MAX, LinkEnd, LinkSettings,
+    desk::Desk,
+    half::{Ending, Half},
+    outbound::{Burst, Outbound},
+    wire::{Out, Wire},
+};
+
+/// Rounds of reading, handing on and writing in one wake-up, before other tasks have their turn.
+pub(crate) const ROUNDS_MAX: usize = 8;
+
+/// What one call may send in one round, in bytes, before others have their turn.
+const TURN_BYTES: usize = 64 * 1024;
+
+/// Deadlines are looked at no more often than this.
+const EXPIRY_STEP: Duration = Duration::from_millis(1);
+
+pub(crate) struct Call {
+    pub(crate) half: Arc<Half>,
+    /// What is sent before the body's first bytes, or with them.
+    pub(crate) head: Option<Head>,
+    /// The answer in the making; on the answering side only.
+    pub(crate) handler: Option<BoxFuture<'static, Result<Reply, Failure>>>,
+    pub(crate) outbound: Option<Outbound>,
+    pub(crate) deadline: Option<Instant>,
+    /// The other side has begun to answer; on the calling side only.
+    pub(crate) answered: bool,
+    /// The other side has sent all it has to send.
+    inbound_over: bool,
+    /// How far the link must be written for the other side to know of the call.
+    opened_at: Option<u64>,
+    touched: Instant,
+    window: Window,
+    stalled: bool,
+}
+
+#[expect(clippy::large_enum_variant, reason = "a box for every call would cost more than the room")]
+pub(crate) enum Head {
+    Open(CallHead),
+    Reply(HeaderMap),
+}
+
+impl Call {
+    pub(crate) fn new(half: Arc<Half>, deadline: Option<Instant>, now: Instant) -> Self {
+        Self {
+            half,
+            head: None,
+            handler: None,
+            outbound: None,
+            deadline,
+            answered: false,
+            inbound_over: false,
+            opened_at: None,
+            touched: now,
+            window: Window { left: CALL_CREDIT_BYTES, size: CALL_CREDIT_BYTES },
+            stalled: false,
+        }
+    }
+
+    fn expires(&self, idle: Duration) -> Instant {
+        self.deadline.unwrap_or(self.touched + idle)
+    }
+}
+
+/// What the other side may send for one call.
+struct Window {
+    left: usize,
+    size: usize,
+}
+
+impl Window {
+    /// Gives back what was read, and more to a reader who keeps up. Returns the credit to send.
+    fn grant(&mut self, read: usize, caught_up: bool, growth_left: &mut usize) -> u32 {
+        let growth = if caught_up {
+            self.size.min(CALL_CREDIT_BYTES_MAX - self.size).min(*growth_left)
+        } else {
+            0
+        };
+        *growth_left -= growth;
+        self.size += growth;
+        self.left += read + growth;
+        (read + growth) as u32
+    }
+}
+
+/// A call is over, seen from its sending half.
+pub(crate) enum Over {
+    /// The other side has been told all.
+    Told,
+    /// It could not be sent; whoever reads the other half is to be told.
+    Failed(Failure),
+}
+
+/// What became of a frame's content.
+pub(crate) enum Received {
+    Kept,
+    /// Its call is over.
+    Unknown,
+    /// There is no room for it on this link.
+    Shed,
+}
+
+pub(crate) struct Core<S> {
+    pub(crate) wire: Wire<S>,
+    pub(crate) desk: Arc<Desk>,
+    pub(crate) settings: LinkSettings,
+    pub(crate) now: Instant,
+    pub(crate) calls: HashMap<u32, Call>,
+    /// Calls with more to send that wait until what was queued is written.
+    stalled: VecDeque<u32>,
+    growth_left: usize,
+    /// No call expires before.
+    expiry: Option<Instant>,
+    alarm: Alarm,
+    answering: bool,
+}
+
+impl<S: AsyncRead + AsyncWrite + Unpin> Core<S> {
+    pub(crate) fn new(stream: S, settings: LinkSettings, answering: bool) -> Self {
+        Self {
+            wire: Wire::new(stream, answering),
+            desk: Arc::new(Desk::new(settings.calls_max)),
+            settings,
+            now: Instant::now(),
+            calls: HashMap::new(),
+            stalled: VecDeque::new(),
+            growth_left: GROWTH_BYTES_MAX,
+            expiry: None,
+            alarm: Alarm::default(),
+            answering,
+        }
+    }
+
+    pub(crate) fn insert(&mut self, id: u32, call: Call) {
+        if self.calls.is_empty() {
+            self.wire.expect(self.now);
+        }
+        let expires = call.expires(self.settings.call_idle);
+        self.expiry = Some(self.expiry.map_or(expires, |at| at.min(expires)));
+        self.calls.insert(id, call);
+    }
+
+    /// Forgets a call and what its sending half still had to say.
+    pub(crate) fn remove(&mut self, id: u32) -> Option<Call> {
+        let call = self.calls.remove(&id)?;
+        self.growth_left += call.window.size - CALL_CREDIT_BYTES;
+        Some(call)
+    }
+
+    /// Puts what came for a call before its reader.
+    pub(crate) fn receive(
+        &mut self,
+        id: u32,
+        head: Option<HeaderMap>,
+        data: Bytes,
+        ending: Option<Ending>,
+    ) -> Result<Received, LinkEnd> {
+        let Some(call) = self.calls.get_mut(&id) else { return Ok(Received::Unknown) };
+        if call.inbound_over {
+            return Err(LinkEnd::Violation { what: "it sent more after the end of a call" });
+        }
+        let cost = data_cost(data.len());
+        let Some(left) = call.window.left.checked_sub(cost) else {
+            return Err(LinkEnd::Violation { what: "it sent more than it had credit for" });
+        };
+        call.window.left = left;
+        call.touched = self.now;
+        call.inbound_over = ending.is_some();
+        let queued = self.desk.queued_bytes.load(Ordering::Relaxed);
+        if queued + cost > self.settings.queued_bytes_max && cost > 0 {
+            return Ok(Received::Shed);
+        }
+        call.half.arrive(head, data, ending);
+        Ok(Received::Kept)
+    }
+
+    /// The failure of a call that found no room.
+    pub(crate) fn shed(&self) -> Failure {
+        let held = self.settings.queued_bytes_max;
+        let message =
+            format!("readers have left {held} bytes unread on this link; the call is shed");
+        Failure::unknown(Reason::Busy, message)
+    }
+
+    /// Passes on the credit that a reader gave back. False if the reader has left.
+    pub(crate) fn grant(&mut self, id: u32) -> bool {
+        let Some(call) = self.calls.get_mut(&id) else { return true };
+        let reader = call.half.reader();
+        if reader.read > 0 && !reader.left && !call.inbound_over {
+            let before = call.window.size;
+            let bytes = call.window.grant(reader.read, reader.caught_up, &mut self.growth_left);
+            if call.window.size != before {
+                call.half.tell_at(call.window.size / 2);
+            }
+            self.wire.out.encode(Bytes::new(), |encoder, out| {
+                encoder.credit(out, CallId(id), bytes);
+            });
+        }
+        !reader.left
+    }
+
+    /// Sends what a call has to say, as far as credit and its turn go.
+    pub(crate) fn pump(&mut self, id: u32) -> Option<Over> {
+        let call = self.calls.get_mut(&id)?;
+        let out = &mut self.wire.out;
+        let mut sent = 0;
+        while let Some(outbound) = &mut call.outbound {
+            if out.is_full() || sent >= TURN_BYTES {
+                if !call.stalled {
+                    call.stalled = true;
+                    self.stalled.push_back(id);
+                }
+                return None;
+            }
+            let burst = outbound.burst(&mut Context::from_waker(&waker_ref(&call.half)));
+            if burst.is_some() {
+                call.touched = self.now;
+            } else if call.head.is_none() {
+                return None;
+            }
+            let burst = burst.unwrap_or(Burst { data: Bytes::new(), ending: None });
+            sent += burst.data.len() + 1;
+            if let Some(over) = send(out, CallId(id), call, burst, self.now, self.answering) {
+                return Some(over);
+            }
+        }
+        None
+    }
+
+    /// A call that waited for room, if there is room.
+    pub(crate) fn next_stalled(&mut self) -> Option<u32> {
+        while !self.wire.out.is_full() {
+            let id = self.stalled.pop_front()?;
+            if let Some(call) = self.calls.get_mut(&id) {
+                call.stalled = false;
+                return Some(id);
+            }
+        }
+        None
+    }
+
+    pub(crate) fn stalled(&self) -> usize {
+        self.stalled.len()
+    }
+
+    pub(crate) fn credit(&mut self, id: u32, bytes: u32) {
+        if let Some(call) = self.calls.get_mut(&id) {
+            call.touched = self.now;
+            if let Some(outbound) = &mut call.outbound {
+                outbound.credit(bytes as usize);
+            }
+        }
+    }
+
+    /// Whether the other side may have begun a call of ours.
+    pub(crate) fn ran(&self, call: &Call) -> Ran {
+        match call.opened_at {
+            Some(at) if self.wire.out.written() >= at => Ran::Unknown,
+            // A frame that was written in part is not acted upon.
+            _ => Ran::NotStarted,
+        }
+    }
+
+    /// The calls whose time is up, and what to tell them.
+    pub(crate) fn expired(&mut self) -> Vec<(u32, Failure)> {
+        let mut expired = Vec::new();
+        if self.expiry.is_none_or(|at| self.now < at) {
+            return expired;
+        }
+        let idle = self.settings.call_idle;
+        let mut next: Option<Instant> = None;
+        for (id, call) in &self.calls {
+            let at = call.expires(idle);
+            if self.now < at {
+                next = Some(next.map_or(at, |next| next.min(at)));
+                continue;
+            }
+            let message = match call.deadline {
+                Some(_) => "the caller's deadline passed".to_owned(),
+                None => format!("the call made no progress for {} s", idle.as_secs()),
+            };
+            let ran = if self.answering { Ran::Unknown } else { self.ran(call) };
+            let failure = Failure { ran, reason: Reason::DeadlineExceeded, message, peer: None };
+            expired.push((*id, failure));
+        }
+        self.expiry = next.map(|at| at.max(self.now + EXPIRY_STEP));
+        expired
+    }
+
+    /// Waits for the next thing that time brings, `due` included. True if its time has come: look
+    /// at the clock again.
+    pub(crate) fn wait(
+        &mut self,
+        cx: &mut Context<'_>,
+        due: Option<Instant>,
+    ) -> Result<bool, LinkEnd> {
+        let mut due = [due, self.expiry].into_iter().flatten().min();
+        if !self.calls.is_empty() {
+            let look = self.wire.watch(self.now, self.settings.quiet, self.settings.silence)?;
+            due = Some(due.map_or(look, |due| due.min(look)));
+        }
+        let fired = self.alarm.fired(cx, due);
+        if fired {
+            self.now = Instant::now();
+            if self.calls.is_empty() {
+                self.wire.shrink();
+            }
+        }
+        Ok(fired)
+    }
+
+    /// Says why this side ends the link, where the other side can know better.
+    pub(crate) fn go_away(&mut self, end: &LinkEnd) {
+        let code = match end {
+            LinkEnd::Format(_) | LinkEnd::Violation { .. } => GoAwayCode::Violation,
+            LinkEnd::Closed | LinkEnd::Idle | LinkEnd::Silent { .. } => GoAwayCode::Closing,
+            LinkEnd::ClosedByOther | LinkEnd::Lost { .. } | LinkEnd::RefusedByOther { .. } => {
+                return;
+            }
+        };
+        let message = end.to_string();
+        self.wire.out.encode(Bytes::new(), |encoder, out| encoder.go_away(out, code, &message));
+    }
+
+    /// Writes what is left and lets go of the stream, within `settings.quiet`.
+    pub(crate) fn leave(&mut self, cx: &mut Context<'_>, until: Instant) -> Poll<()> {
+        while self.wire.leave(cx).is_pending() {
+            if !self.alarm.fired(cx, Some(until)) {
+                return Poll::Pending;
+            }
+            if Instant::now() >= until {
+                break;
+            }
+        }
+        Poll::Ready(())
+    }
+}
+
+/// Writes one burst of a call, with its head if that was not sent yet.
+fn send(
+    out: &mut Out,
+    id: CallId,
+    call: &mut Call,
+    burst: Burst,
+    now: Instant,
+    answering: bool,
+) -> Option<Over> {
+    let sent = match call.head.take() {
+        Some(Head::Open(head)) => send_open(out, id, call, &head, burst, now),
+        Some(Head::Reply(metadata)) => send_reply(out, id, &metadata, burst),
+        None if answering => send_answer(out, id, burst),
+        None => send_request(out, id, call, burst),
+    };
+    sent.unwrap_or_else(|error| {
+        let failure = Failure::failed(Reason::TooLarge, error.to_string());
+        if answering {
+            out.encode(Bytes::new(), |encoder, buffer| encoder.fail(buffer, id, &failure));
+            return Some(Over::Told);
+        }
+        if call.opened_at.is_some() {
+            out.encode(Bytes::new(), |encoder, buffer| encoder.cancel(buffer, id));
+        }
+        Some(Over::Failed(failure))
+    })
+}
+
+type Sent = Result<Option<Over>, MetadataTooLarge>;
+
+fn send_open(
+    out: &mut Out,
+    id: CallId,
+    call: &mut Call,
+    head: &CallHead,
+    burst: Burst,
+    now: Instant,
+) -> Sent {
+    let Burst { data, ending } = burst;
+    if let Some(Err(failure)) = ending {
+        return Ok(Some(Over::Failed(failure)));
+    }
+    let end = matches!(ending, Some(Ok(None)));
+    let time_left = call.deadline.map(|at| at.saturating_duration_since(now));
+    let data_bytes = data.len();
+    out.encode(data, |encoder, buffer| {
+        encoder.open(buffer, id, &head.path, time_left, &head.metadata, data_bytes, end)
+    })?;
+    call.opened_at = Some(out.queued());
+    if end {
+        call.outbound = None;
+        return Ok(None);
+    }
+    send_request(out, id, call, Burst { data: Bytes::new(), ending })
+}
+
+fn send_request(out: &mut Out, id: CallId, call: &mut Call, burst: Burst) -> Sent {
+    let Burst { data, ending } = burst;
+    let end = matches!(ending, Some(Ok(None)));
+    let data_bytes = data.len();
+    if data_bytes > 0 {
+        out.encode(data, |encoder, buffer| encoder.data(buffer, id, data_bytes, end));
+    }
+    match ending {
+        None => return Ok(None),
+        Some(Ok(None)) if data_bytes > 0 => {}
+        Some(Ok(trailers)) => {
+            let trailers = trailers.unwrap_or_default();
+            out.encode(Bytes::new(), |encoder, buffer| encoder.half_close(buffer, id, &trailers))?;
+        }
+        Some(Err(failure)) => {
+            out.encode(Bytes::new(), |encoder, buffer| encoder.cancel(buffer, id));
+            return Ok(Some(Over::Failed(failure)));
+        }
+    }
+    call.outbound = None;
+    Ok(None)
+}
+
+fn send_reply(out: &mut Out, id: CallId, metadata: &HeaderMap, burst: Burst) -> Sent {
+    let Burst { data, ending } = burst;
+    let data_bytes = data.len();
+    match ending {
+        // Nothing was said yet: the failure is all there is to say.
+        Some(Err(failure)) if data_bytes == 0 => {
+            out.encode(Bytes::new(), |encoder, buffer| encoder.fail(buffer, id, &failure));
+            Ok(Some(Over::Told))
+        }
+        Some(Ok(trailers)) => {
+            let trailers = trailers.unwrap_or_default();
+            out.encode(data, |encoder, buffer| {
+                encoder.headers(buffer, id, metadata, data_bytes, Some(&trailers))
+            })?;
+            Ok(Some(Over::Told))
+        }
+        ending => {
+            out.encode(data, |encoder, buffer| {
+                encoder.headers(buffer, id, metadata, data_bytes, None)
+            })?;
+            send_answer(out, id, Burst { data: Bytes::new(), ending })
+        }
+    }
+}
+
+fn send_answer(out: &mut Out, id: CallId, burst: Burst) -> Sent {
+    let Burst { data, ending } = burst;
+    let data_bytes = data.len();
+    if data_bytes > 0 {
+        out.encode(data, |encoder, buffer| encoder.data(buffer, id, data_bytes, false));
+    }
+    match ending {
+        None => return Ok(None),
+        Some(Ok(trailers)) => {
+            let trailers = trailers.unwrap_or_default();
+            out.encode(Bytes::new(), |encoder, buffer| encoder.end(buffer, id, &trailers))?;
+        }
+        Some(Err(failure)) => {
+            out.encode(Bytes::new(), |encoder, buffer| encoder.fail(buffer, id, &failure));
+        }
+    }
+    Ok(Some(Over::Told))
+}
+
+/// One timer for everything of a link that time brings. It may go off early: whoever set it looks
+/// at the clock, so that the many calls that end in time never touch it.
+#[derive(Default)]
+struct Alarm {
+    sleep: Option<Pin<Box<Sleep>>>,
+    at: Option<Instant>,
+}
+
+impl Alarm {
+    fn fired(&mut self, cx: &mut Context<'_>, due: Option<Instant>) -> bool {
+        if let Some(due) = due
+            && self.at.is_none_or(|at| due < at)
+        {
+            match &mut self.sleep {
+                Some(sleep) => sleep.as_mut().reset(due),
+                None => self.sleep = Some(Box::pin(sleep_until(due))),
+            }
+            self.at = Some(due);
+        }
+        let (Some(_), Some(sleep)) = (self.at, &mut self.sleep) else { return false };
+        let fired = sleep.as_mut().poll(cx).is_ready();
+        if fired {
+            self.at = None;
+        }
+        fired
+    }
+}

@@ -1,0 +1,428 @@
+//! What a plugin says of itself: `plugin.yaml`, parsed purely and strictly.
+//!
+//! Owns the manifest's types, the grammar of every field and the rules between fields. Refuses
+//! unknown keys, wrong types and values out of range, and says for every mistake at once which
+//! field, which line and why. Knows nothing of this machine: whether an entrypoint exists or an
+//! isolation level can be had is the host's to say.
+
+mod check;
+
+use std::{collections::BTreeMap, fmt, time::Duration};
+
+pub use crate::document::Mistake;
+
+use crate::{limits::MANIFEST_BYTES_MAX, service::ServiceName};
+
+/// Labels of a plugin or node: short words to words.
+pub type Labels = BTreeMap<String, String>;
+
+/// A plugin's manifest.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Manifest {
+    /// The plugin's name.
+    pub name: PluginName,
+    /// Its version, by semver.
+    pub version: semver::Version,
+    /// One sentence for people; empty where not given.
+    pub description: String,
+    /// Who made it; empty where not given.
+    pub author: String,
+    /// Under what terms, as SPDX writes them; empty where not given.
+    pub license: String,
+    /// What it can do, in words that searches match.
+    pub capabilities: Vec<String>,
+    /// What it wants to be allowed.
+    pub permissions: Vec<Permission>,
+    /// What it may use.
+    pub resources: Resources,
+    /// How it is kept apart.
+    pub isolation: Isolation,
+    /// What must run before it.
+    pub dependencies: Vec<Dependency>,
+    /// The program and its first arguments, relative to the manifest's directory; `None` means
+    /// the file beside the manifest that has the plugin's name.
+    pub entrypoint: Option<Vec<String>>,
+    /// Arguments after the entrypoint's own.
+    pub args: Vec<String>,
+    /// Environment, beside what the host sets.
+    pub env: BTreeMap<String, String>,
+    /// What it serves.
+    pub interface: Interface,
+    /// Where it runs, as `linux/amd64`; empty means anywhere.
+    pub platforms: Vec<String>,
+    /// What kind of plugin it is.
+    pub category: Option<Category>,
+    /// Whether it keeps state that a successor must take over.
+    pub state: Statefulness,
+    /// Where it answers.
+    pub listen: Listen,
+    /// How its health is asked.
+    pub health: Health,
+    /// How long it may take to become ready.
+    pub start_timeout: Option<Duration>,
+    /// How long it may take to end after SIGTERM.
+    pub stop_grace: Option<Duration>,
+    /// What happens when it ends.
+    pub restart: Restart,
+    /// Carried in its advert.
+    pub labels: Labels,
+}
+
+impl Manifest {
+    /// A manifest with every optional key left out.
+    pub fn new(name: PluginName, version: semver::Version) -> Self {
+        Self {
+            name,
+            version,
+            description: String::new(),
+            author: String::new(),
+            license: String::new(),
+            capabilities: Vec::new(),
+            permissions: Vec::new(),
+            resources: Resources::default(),
+            isolation: Isolation::default(),
+            dependencies: Vec::new(),
+            entrypoint: None,
+            args: Vec::new(),
+            env: BTreeMap::new(),
+            interface: Interface::default(),
+            platforms: Vec::new(),
+            category: None,
+            state: Statefulness::default(),
+            listen: Listen::default(),
+            health: Health::default(),
+            start_timeout: None,
+            stop_grace: None,
+            restart: Restart::default(),
+            labels: Labels::new(),
+        }
+    }
+
+    /// Reads a manifest. `start_timeout_default` is the host's, for the rule between restarts and
+    /// start timeouts where the manifest does not say.
+    pub fn parse(bytes: &[u8], start_timeout_default: Duration) -> Result<Self, ManifestError> {
+        if bytes.len() > MANIFEST_BYTES_MAX {
+            let reason =
+                format!("has {} bytes; a manifest may have {MANIFEST_BYTES_MAX}", bytes.len());
+            return Err(ManifestError::whole(reason));
+        }
+        let Ok(text) = std::str::from_utf8(bytes) else {
+            return Err(ManifestError::whole("is not text in UTF-8"));
+        };
+        check::manifest(text, start_timeout_default)
+    }
+}
+
+/// A manifest that is refused.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ManifestError {
+    /// Every mistake, in the order of the file; never empty.
+    pub mistakes: Vec<Mistake>,
+}
+
+impl ManifestError {
+    fn whole(reason: impl Into<String>) -> Self {
+        Self { mistakes: vec![Mistake { line: 0, field: String::new(), reason: reason.into() }] }
+    }
+}
+
+impl fmt::Display for ManifestError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for (at, mistake) in self.mistakes.iter().enumerate() {
+            if at > 0 {
+                f.write_str("\n")?;
+            }
+            mistake.fmt(f)?;
+        }
+        Ok(())
+    }
+}
+
+impl std::error::Error for ManifestError {}
+
+/// A plugin's name: 1 to [`PluginName::BYTES_MAX`] of `a-z 0-9 - _`, beginning with a letter or
+/// digit. It names directories and sockets, hence the narrow alphabet.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct PluginName(String);
+
+impl PluginName {
+    /// Leaves room for a run directory within the 107 bytes of a socket path.
+    pub const BYTES_MAX: usize = 40;
+
+    /// The name as text.
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+impl fmt::Display for PluginName {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.fmt(f)
+    }
+}
+
+impl std::str::FromStr for PluginName {
+    type Err = InvalidPluginName;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        let plain = |b: u8| b.is_ascii_lowercase() || b.is_ascii_digit();
+        let fits = (1..=Self::BYTES_MAX).contains(&text.len());
+        if fits
+            && text.bytes().all(|b| plain(b) || b == b'-' || b == b'_')
+            && text.bytes().next().is_some_and(plain)
+        {
+            Ok(Self(text.into()))
+        } else {
+            Err(InvalidPluginName(text.chars().take(60).collect()))
+        }
+    }
+}
+
+/// The text is not a plugin name.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error(
+    "`{0}` is not a plugin name: 1 to 40 characters from a-z, 0-9, - and _, beginning with a letter or digit"
+)]
+pub struct InvalidPluginName(String);
+
+/// What a plugin wants to be allowed. `network` alone is shorthand for any host.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Permission {
+    /// `network`: any connection.
+    Network,
+    /// `network:HOST[:PORT]`: connections to one host.
+    NetworkTo(String),
+    /// `read:/PATH`: reading below an absolute path.
+    Read(String),
+    /// `write:/PATH`: writing below an absolute path.
+    Write(String),
+    /// `call:SERVICE` or `call:*`: calling a service of the mesh.
+    Call(String),
+}
+
+impl fmt::Display for Permission {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Network => f.write_str("network"),
+            Self::NetworkTo(host) => write!(f, "network:{host}"),
+            Self::Read(path) => write!(f, "read:{path}"),
+            Self::Write(path) => write!(f, "write:{path}"),
+            Self::Call(service) => write!(f, "call:{service}"),
+        }
+    }
+}
+
+/// What a plugin may use; `None` leaves the host's default.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Resources {
+    /// Percent of one core.
+    pub cpu_percent: Option<u32>,
+    /// Megabytes (2^20 bytes).
+    pub memory_mb: Option<u64>,
+    /// Open descriptors per process.
+    pub files_max: Option<u64>,
+    /// Megabytes of the largest file it may write.
+    pub file_size_mb: Option<u64>,
+    /// Processes and threads together.
+    pub processes_max: Option<u64>,
+}
+
+/// How a plugin is kept apart from the node and its siblings.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Isolation {
+    /// Within the node.
+    None,
+    /// On a thread of the node.
+    Thread,
+    /// As a WebAssembly component.
+    Wasm,
+    /// As a jailed process.
+    #[default]
+    Process,
+    /// In a container.
+    Container,
+    /// In a virtual machine.
+    Vm,
+}
+
+impl Isolation {
+    const NAMES: [(&'static str, Self); 6] = [
+        ("none", Self::None),
+        ("thread", Self::Thread),
+        ("wasm", Self::Wasm),
+        ("process", Self::Process),
+        ("container", Self::Container),
+        ("vm", Self::Vm),
+    ];
+}
+
+impl fmt::Display for Isolation {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let found = Self::NAMES.iter().find(|(_, level)| level == self);
+        f.write_str(found.map_or("process", |(name, _)| name))
+    }
+}
+
+/// A plugin that must run before this one.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Dependency {
+    /// Its name.
+    pub name: PluginName,
+    /// The versions that will do.
+    pub version: semver::VersionReq,
+}
+
+/// What a plugin serves, where it cannot or need not be asked.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Interface {
+    /// The services; empty means those that reflection or the descriptors name.
+    pub services: Vec<ServiceName>,
+    /// A file with a `FileDescriptorSet`, relative to the manifest's directory.
+    pub descriptors: Option<String>,
+}
+
+/// What kind of plugin it is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Category {
+    /// Part of the framework itself.
+    Core,
+    /// Moves messages.
+    Communication,
+    /// Keeps data.
+    Storage,
+    /// Computes.
+    Compute,
+    /// Connects another system.
+    Integration,
+    /// A whole application.
+    Application,
+}
+
+/// Whether a plugin keeps state that a successor must take over.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Statefulness {
+    /// None worth keeping.
+    #[default]
+    Stateless,
+    /// Exports and imports it through `blackhole.plugin.v1.Lifecycle`.
+    Stateful,
+}
+
+/// Where a plugin answers.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Listen {
+    /// It binds the Unix socket that `BH_PLUGIN_SOCKET` names.
+    #[default]
+    Unix,
+    /// It accepts on descriptor 3, which the host has bound already.
+    Fd,
+    /// It listens on this TCP port of its own loopback.
+    Tcp(u16),
+}
+
+impl fmt::Display for Listen {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Unix => f.write_str("unix"),
+            Self::Fd => f.write_str("fd"),
+            Self::Tcp(port) => write!(f, "tcp:{port}"),
+        }
+    }
+}
+
+impl std::str::FromStr for Listen {
+    type Err = InvalidListen;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        match text {
+            "unix" => Ok(Self::Unix),
+            "fd" => Ok(Self::Fd),
+            _ => {
+                let port = text.strip_prefix("tcp:").and_then(|port| port.parse().ok());
+                match port {
+                    Some(port) if port > 0 => Ok(Self::Tcp(port)),
+                    _ => Err(InvalidListen(text.chars().take(40).collect())),
+                }
+            }
+        }
+    }
+}
+
+/// The text does not say where a plugin listens.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("`{0}` is not a way to listen: unix, fd, or tcp:PORT with a port from 1 to 65535")]
+pub struct InvalidListen(String);
+
+/// How a plugin's health is asked; `None` leaves the host's default.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Health {
+    /// False: never probed; the end of its process is all that is noticed.
+    pub off: bool,
+    /// The service name put into the health request; empty asks for the whole program.
+    pub service: String,
+    /// Time between probes.
+    pub interval: Option<Duration>,
+    /// How long a probe may take.
+    pub timeout: Option<Duration>,
+    /// Failed probes in a row that make it unhealthy.
+    pub threshold: Option<u32>,
+}
+
+/// What happens when a plugin ends without being asked to.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Restart {
+    /// When it is started again.
+    pub when: RestartWhen,
+    /// Restarts allowed within the window; one more failure and it is given up.
+    pub max_restarts: u32,
+    /// The window.
+    pub window: Duration,
+    /// The first delay; each further one is twice the one before, up to [`Restart::DELAY_MAX`].
+    pub backoff: Duration,
+}
+
+impl Default for Restart {
+    /// Paper 004's: five restarts in five minutes.
+    fn default() -> Self {
+        Self {
+            when: RestartWhen::OnFailure,
+            max_restarts: 5,
+            window: Duration::from_mins(5),
+            backoff: Duration::from_secs(1),
+        }
+    }
+}
+
+impl Restart {
+    /// No delay is longer.
+    pub const DELAY_MAX: Duration = Duration::from_mins(1);
+
+    /// The longest that the delay before restart number `streak` (from 0) may be.
+    pub fn delay(&self, streak: u32) -> Duration {
+        let factor = 1_u32.checked_shl(streak).unwrap_or(u32::MAX);
+        self.backoff.saturating_mul(factor).min(Self::DELAY_MAX)
+    }
+
+    /// The longest time from the first failure to giving up, for a plugin that never becomes
+    /// ready: every delay and as many start timeouts.
+    ///
+    /// Must be below the window, or a plugin that cannot start is started for ever.
+    pub fn give_up_after(&self, start_timeout: Duration) -> Duration {
+        let delays: Duration = (0..self.max_restarts).map(|streak| self.delay(streak)).sum();
+        delays.saturating_add(start_timeout.saturating_mul(self.max_restarts))
+    }
+}
+
+/// When a plugin is started again.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum RestartWhen {
+    /// Whenever it ends.
+    Always,
+    /// When it ends with a status other than 0 or by a signal, or its health fails.
+    OnFailure,
+    /// Never.
+    Never,
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,56 @@
+//! The way out: every other service of the mesh, by its name.
+
+use std::{env, path::Path, path::PathBuf};
+
+use tonic::transport::{Channel, Endpoint};
+
+/// A channel to every service of the mesh, under the identity of this plugin.
+///
+/// Give it to any generated client: `CounterClient::new(sdk::mesh()?)`. It connects at the first
+/// call and again whenever the connection was lost. Make one, and clone it as often as needed.
+///
+/// Must run inside a runtime, as a service's methods do.
+pub fn mesh() -> Result<Channel, MeshError> {
+    let socket = env::var_os("BH_MESH_SOCKET").map(PathBuf::from).ok_or(MeshError::NoMesh)?;
+    through(&socket)
+}
+
+fn through(socket: &Path) -> Result<Channel, MeshError> {
+    let path = socket.to_str().ok_or_else(|| MeshError::BadPath(socket.into()))?;
+    let endpoint = Endpoint::from_shared(format!("unix:{path}"))
+        .map_err(|_| MeshError::BadPath(socket.into()))?;
+    Ok(endpoint.connect_lazy())
+}
+
+/// Why there is no way into the mesh.
+#[derive(Debug, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum MeshError {
+    /// Nothing told where the mesh is.
+    #[error(
+        "BH_MESH_SOCKET is not set, so there is no mesh to call: load the plugin into a node, or \
+         set it to the mesh socket of a running one (`blackhole status` shows the path)"
+    )]
+    NoMesh,
+    /// The path is not text.
+    #[error("BH_MESH_SOCKET is {path}, which is no usable path", path = .0.display())]
+    BadPath(PathBuf),
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::ffi::OsStringExt;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn a_path_that_is_no_text_is_refused() {
+        let path = PathBuf::from(std::ffi::OsString::from_vec(vec![b'/', 0xff]));
+        assert_eq!(through(&path).err(), Some(MeshError::BadPath(path)));
+    }
+
+    #[tokio::test]
+    async fn a_mesh_that_is_not_there_yet_is_no_error() {
+        assert!(through(Path::new("/nowhere/mesh.sock")).is_ok());
+    }
+}

@@ -1,0 +1,131 @@
+//! The builder: what a plugin is, before it serves.
+
+use std::{convert::Infallible, env, fmt::Display, future::Future, pin::Pin, process::ExitCode};
+use std::{sync::OnceLock, time::Duration};
+
+use axum::response::IntoResponse;
+use futures::FutureExt;
+use tonic::{body::Body, server::NamedService, service::Routes};
+use tower::Service;
+
+use crate::serve::{self, PluginError, Running};
+
+/// What a method of a service answers.
+pub type Answer<T> = Result<tonic::Response<T>, tonic::Status>;
+
+/// What a method that streams answers with: messages, and an error at most as the last.
+pub type Stream<T> = Pin<Box<dyn futures::Stream<Item = Result<T, tonic::Status>> + Send>>;
+
+/// What must be done before the plugin is ready; an error is the sentence to end with.
+pub(crate) type Preparation = Pin<Box<dyn Future<Output = Result<(), String>> + Send>>;
+
+/// How long calls in flight may go on after the plugin was told to end. Shorter than the grace
+/// a node gives before it kills, so that ending by oneself is the normal case.
+const DRAIN_DEADLINE: Duration = Duration::from_secs(5);
+
+/// A plugin in the making; [`run`](Plugin::run) turns it into a program.
+pub struct Plugin {
+    pub(crate) name: String,
+    pub(crate) version: String,
+    pub(crate) description: String,
+    pub(crate) capabilities: Vec<String>,
+    pub(crate) descriptors: Vec<Vec<u8>>,
+    pub(crate) services: Vec<&'static str>,
+    pub(crate) routes: Routes,
+    pub(crate) preparation: Option<Preparation>,
+    pub(crate) drain_deadline: Duration,
+}
+
+impl Plugin {
+    /// A plugin of this name and version, as its manifest gives them.
+    pub fn new(name: impl Into<String>, version: impl Into<String>) -> Self {
+        Self {
+            name: name.into(),
+            version: version.into(),
+            description: String::new(),
+            capabilities: Vec::new(),
+            descriptors: Vec::new(),
+            services: Vec::new(),
+            routes: Routes::default(),
+            preparation: None,
+            drain_deadline: DRAIN_DEADLINE,
+        }
+    }
+
+    /// One sentence on what it does.
+    pub fn description(mut self, text: impl Into<String>) -> Self {
+        self.description = text.into();
+        self
+    }
+
+    /// Something it is able to do, as in its manifest; may be called several times.
+    pub fn capability(mut self, name: impl Into<String>) -> Self {
+        self.capabilities.push(name.into());
+        self
+    }
+
+    /// The encoded `google.protobuf.FileDescriptorSet` that describes its services; may be
+    /// called several times. Every service needs one, or nobody could call it without its source.
+    pub fn descriptors(mut self, encoded: &[u8]) -> Self {
+        self.descriptors.push(encoded.to_vec());
+        self
+    }
+
+    /// A service it offers: the generated `…Server::new(your type)`.
+    pub fn service<S>(mut self, service: S) -> Self
+    where
+        S: Service<http::Request<Body>, Error = Infallible>
+            + NamedService
+            + Clone
+            + Send
+            + Sync
+            + 'static,
+        S::Response: IntoResponse,
+        S::Future: Send + 'static,
+    {
+        self.services.push(S::NAME);
+        self.routes = self.routes.add_service(service);
+        self
+    }
+
+    /// Work to finish before the plugin is ready, such as opening a file or warming a cache. It
+    /// answers NOT_SERVING meanwhile; an error ends the program with that sentence.
+    pub fn prepare<F, E>(mut self, work: F) -> Self
+    where
+        F: Future<Output = Result<(), E>> + Send + 'static,
+        E: Display,
+    {
+        self.preparation = Some(work.map(|done| done.map_err(|error| error.to_string())).boxed());
+        self
+    }
+
+    /// How long calls in flight may go on once it was told to end; five seconds unless told.
+    pub fn drain_deadline(mut self, deadline: Duration) -> Self {
+        self.drain_deadline = deadline;
+        self
+    }
+
+    /// Serves until SIGTERM or SIGINT, finishes what was begun, and is done: the whole `main`.
+    ///
+    /// Fails with exit code 1 and one sentence on what to do about it.
+    pub fn run(self) -> ExitCode {
+        serve::run(self)
+    }
+
+    /// Serves in the background of the caller's runtime on a free loopback port: for tests.
+    ///
+    /// # Panics
+    /// Outside of a runtime.
+    pub fn start(self) -> Result<Running, PluginError> {
+        serve::start(self)
+    }
+}
+
+/// Which of possibly many instances of this plugin this process is: the id its node gave it in
+/// `BH_PLUGIN_INSTANCE`, or `pid-` and the process id where it runs by hand.
+pub fn instance() -> &'static str {
+    static INSTANCE: OnceLock<String> = OnceLock::new();
+    INSTANCE.get_or_init(|| {
+        env::var("BH_PLUGIN_INSTANCE").unwrap_or_else(|_| format!("pid-{}", std::process::id()))
+    })
+}

@@ -1,0 +1,106 @@
+//! Programs that nobody here changed, as plugins and as clients.
+
+use testnet::{
+    Cluster, Must, NodeSetup,
+    cluster::World,
+    foreign::{CLOCK, Foreign, GREETER},
+    packages, until,
+};
+
+use crate::support::{COUNTER, ECHO, KNOWN_WITHIN};
+
+/// All checks of the grpcio client passed.
+async fn passes(foreign: &Foreign, address: &str, services: &[&str]) {
+    let said = foreign.check(address, services).await.must();
+    let report = said.report();
+    let last = said.out.lines().last().unwrap_or_default();
+    assert!(said.code == Some(0) && last.ends_with(", 0 failed"), "{report}");
+}
+
+#[tokio::test]
+async fn a_grpcio_client_sees_no_difference_through_another_peer() {
+    let foreign = Foreign::ready().must();
+    let cluster = Cluster::start(&["a", "b"]).await.must();
+    let [a, b] = ["a", "b"].map(|name| cluster.peer(name).must());
+    b.load(&packages::plugin("echo").must()).await.must();
+    b.load_from(foreign.greeter().must(), "greeter").await.must();
+    b.load_from(foreign.clock().must(), "clock").await.must();
+    for service in [ECHO, GREETER, CLOCK] {
+        cluster.all_see(service, &["b"], KNOWN_WITHIN).await.must();
+    }
+    for node in [b, a] {
+        passes(&foreign, &node.ready().grpc, &["echo", "greeter", "clock"]).await;
+    }
+    let sockets = format!("unix:{}", a.ready().mesh.display());
+    passes(&foreign, &sockets, &["echo"]).await;
+}
+
+#[tokio::test]
+async fn foreign_plugins_are_supervised_and_leave_nothing() {
+    let foreign = Foreign::ready().must();
+    let world = World::new().must();
+    let node = NodeSetup::peer(world.path(), "t-foreign", "n").start().await.must();
+    for (name, from) in [("greeter", foreign.greeter().must()), ("clock", foreign.clock().must())] {
+        let before = node.load_from(from, name).await.must();
+        assert!(!before.services.is_empty(), "by reflection: {before:?}");
+        let pid = rustix::process::Pid::from_raw(before.pid.cast_signed()).expect("a pid");
+        rustix::process::kill_process(pid, rustix::process::Signal::KILL).expect("killed");
+        let again = |plugin: &protocol::proto::admin::Plugin| {
+            plugin.state == "running" && plugin.pid != before.pid
+        };
+        node.plugin_until(name, KNOWN_WITHIN, again).await.must();
+    }
+    assert!(node.stop().await.must().success());
+    let residue = node.residue();
+    assert!(residue.is_empty(), "{residue}");
+}
+
+#[tokio::test]
+async fn two_servers_on_one_port_do_not_meet() {
+    // Each has a network of its own, so the port in its manifest is its own too.
+    let foreign = Foreign::ready().must();
+    let world = World::new().must();
+    let node = NodeSetup::peer(world.path(), "t-foreign", "n").start().await.must();
+    let from = foreign.clock().must();
+    let first = node.load_from(from.clone(), "clock-1").await.must();
+    let second = node.load_from(from, "clock-2").await.must();
+    assert_ne!(first.pid, second.pid);
+    passes(&foreign, &node.ready().grpc, &["clock"]).await;
+}
+
+#[tokio::test]
+async fn grpcurl_lists_describes_and_calls_the_whole_mesh_at_any_peer() {
+    let foreign = Foreign::ready().must();
+    let cluster = Cluster::start(&["a", "b"]).await.must();
+    let [a, b] = ["a", "b"].map(|name| cluster.peer(name).must());
+    a.load(&packages::plugin("kv").must()).await.must();
+    b.load(&packages::plugin("counter").must()).await.must();
+    b.load(&packages::plugin("echo").must()).await.must();
+    cluster.all_see(COUNTER, &["b"], KNOWN_WITHIN).await.must();
+    cluster.all_see(ECHO, &["b"], KNOWN_WITHIN).await.must();
+    let address = &a.ready().grpc;
+    let ask =
+        |flags: &'static [&str], words: &'static [&str]| foreign.grpcurl(flags, address, words);
+
+    until("grpcurl lists the mesh", KNOWN_WITHIN, || async {
+        let listed = ask(&[], &["list"]).await.and_then(testnet::client::Outcome::success);
+        let listed = listed.map_err(|error| error.to_string())?;
+        let wanted = [COUNTER, ECHO, "demo.v1.Kv", "demo.v1.Probe"];
+        let all = wanted.iter().all(|service| listed.lines().any(|line| line == *service));
+        if all { Ok(()) } else { Err(listed) }
+    })
+    .await
+    .must();
+    let methods = ask(&[], &["list", COUNTER]).await.must().success().must();
+    assert!(methods.contains("demo.v1.Counter.Watch"), "{methods}");
+    let described = ask(&[], &["describe", "demo.v1.AddRequest"]).await.must().success().must();
+    assert!(described.contains("int64 amount"), "{described}");
+    let call = ask(&["-d", r#"{"name": "g", "amount": 3}"#], &["demo.v1.Counter/Add"]).await;
+    assert_eq!(call.must().json().must()["value"], "3");
+    let healthy =
+        ask(&["-d", r#"{"service": "demo.v1.Counter"}"#], &["grpc.health.v1.Health/Check"]);
+    assert_eq!(healthy.await.must().json().must()["status"], "SERVING");
+    let failed = ask(&["-d", r#"{"code": 9, "message": "not now"}"#], &["demo.v1.Probe/Fail"]);
+    let complaint = failed.await.must().failure().must();
+    assert!(complaint.contains("FailedPrecondition") && complaint.contains("not now"));
+}

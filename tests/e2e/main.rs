@@ -1,0 +1,19 @@
+//! Real processes do what the README says, and refuse what it says they refuse.
+//!
+//! Every test starts its own nodes in its own directory on ports the kernel chooses, so that all
+//! of them can run side by side. A test that fails prints the last lines of its nodes and keeps
+//! their directory; `BH_KEEP=1` keeps all.
+
+#![forbid(unsafe_code)]
+
+mod calls;
+mod command;
+mod config;
+mod crash;
+mod foreign;
+mod idle;
+mod loading;
+mod mesh;
+mod observe;
+mod start;
+mod support;

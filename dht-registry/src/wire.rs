@@ -240,6 +240,17 @@ mod tests {
         assert_eq!(Reply::descriptors(Some(large)), Reply::Descriptors { bytes: None });
     }
 
+    #[test]
+    fn the_corpus_of_the_fuzzer_passes() {
+        let corpus = concat!(env!("CARGO_MANIFEST_DIR"), "/../fuzz/corpus/registry");
+        let mut files = 0;
+        for entry in std::fs::read_dir(corpus).expect("the corpus is part of the repository") {
+            exercise(&std::fs::read(entry.expect("an entry").path()).expect("readable"));
+            files += 1;
+        }
+        assert!(files > 0, "the corpus is empty");
+    }
+
     proptest! {
         #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::default() })]
 

@@ -104,7 +104,7 @@ impl Grpc {
             outcome = carried => outcome,
         };
         // It may have failed because the messages were refused just now: then that counts.
-        let outcome = outcome;
+        let outcome = verdict.now().map_or(outcome, Err);
         match outcome {
             Ok(reply) => respond(reply, verdict, permit),
             Err(failure) => rescue::answer(&failure).map(Outgoing::Own),

@@ -49,6 +49,10 @@ const ENTRIES_MAX: usize = 256;
 const DURATIONS: RangeInclusive<Duration> =
     Duration::from_millis(10)..=Duration::from_secs(7 * 24 * 3_600);
 
+/// What a manifest without a word on restarts means (paper 004).
+const RESTARTS_DEFAULT: i64 = 5;
+const RESTART_WINDOW_DEFAULT: Duration = Duration::from_secs(300);
+
 impl ConfigFile {
     /// Reads `text`, or tells everything that is wrong with it.
     pub fn parse(text: &str) -> Result<Self, Vec<Mistake>> {
@@ -109,11 +113,14 @@ impl Reader {
         self.duration(&mut supervisor, "check_interval");
         let policies = ["exponential_backoff", "always", "on_failure", "never"];
         self.choice(&mut supervisor, "restart_policy", &policies);
-        if let Some(count) = self.whole_number(&mut supervisor, "max_restarts", 0..=1_000) {
-            self.file.supervision.max_restarts = count as u32;
-        }
-        if let Some(window) = self.duration(&mut supervisor, "restart_window") {
-            self.file.supervision.restart_window = window;
+        let restarts = self.whole_number(&mut supervisor, "max_restarts", 0..=1_000);
+        let window = self.duration(&mut supervisor, "restart_window");
+        if restarts.is_some_and(|count| count != RESTARTS_DEFAULT)
+            || window.is_some_and(|window| window != RESTART_WINDOW_DEFAULT)
+        {
+            let why = "process_management.supervisor: restarts follow each plugin's manifest; \
+                       without a word in it, 5 within 5m";
+            self.file.warnings.push(why.into());
         }
         supervisor.finish(&mut self.found);
         let mut checks = fields.section("health_checks", &mut self.found);
@@ -165,8 +172,8 @@ impl Reader {
         for (key, node) in fields.into_entries() {
             let at = format!("services.{}", key.text);
             let Some(fields) = self.found.map(node, &at) else { continue };
-            let service = self.service(fields, key.line, &at);
             let known = BUILT_IN.contains(&key.text.as_str());
+            let service = self.service(fields, known, key.line, &at);
             if !known && !FORESEEN.contains(&key.text.as_str()) {
                 let reason = format!(
                     "no built-in service of that name; there is: {}. Others are plugins: load them with `blackhole plugin load`",
@@ -181,10 +188,10 @@ impl Reader {
         }
     }
 
-    fn service(&mut self, mut fields: Fields, line: u64, at: &str) -> Service {
+    fn service(&mut self, mut fields: Fields, known: bool, line: u64, at: &str) -> Service {
         let enabled = self.flag(&mut fields, "enabled").unwrap_or(true);
         let unused = |reader: &mut Self, set: bool, key: &str, why: &str| {
-            if set && enabled {
+            if set && enabled && known {
                 reader.warn(line, &format!("{at}.{key}"), why);
             }
         };
@@ -366,7 +373,7 @@ mod tests {
         assert_eq!(file.name.as_deref(), Some("my-blackhole-node"));
         assert_eq!(file.listen[1].to_string(), "/ip4/0.0.0.0/udp/4001/quic-v1");
         assert_eq!(file.grpc_port, Some(9090));
-        assert_eq!(file.supervision.restart_window, Duration::from_secs(300));
+        assert_eq!(file.supervision, Supervision::default());
         assert!(file.services["identity"].enabled);
         assert!(!file.services["analytics"].enabled);
         let said = |key: &str| file.warnings.iter().any(|warning| warning.contains(key));

@@ -66,10 +66,6 @@ pub struct Supervision {
     pub health_timeout: Duration,
     /// Probes in a row that must fail.
     pub unhealthy_threshold: u32,
-    /// Restarts within the window before a plugin is left FAILED.
-    pub max_restarts: u32,
-    /// The window.
-    pub restart_window: Duration,
     /// Lines of log kept for each plugin.
     pub log_lines: usize,
 }
@@ -80,8 +76,6 @@ impl Default for Supervision {
             health_interval: Duration::from_secs(10),
             health_timeout: Duration::from_secs(5),
             unhealthy_threshold: 3,
-            max_restarts: 5,
-            restart_window: Duration::from_secs(300),
             log_lines: 10_000,
         }
     }

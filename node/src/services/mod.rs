@@ -43,16 +43,16 @@ pub fn main(args: &ServiceArgs) -> ExitCode {
 /// What the host is asked to load for the services that are switched on.
 pub fn requests(settings: &Settings) -> Vec<LoadRequest> {
     let this = std::env::current_exe().unwrap_or_else(|_| "/proc/self/exe".into());
+    let mut program = vec![this.display().to_string()];
+    // Under another name it must be told that it is a peer.
+    if crate::role(&[this.into_os_string()]).0 != crate::Role::Peer {
+        program.push("bh-peer".into());
+    }
     let enabled = settings.services.iter().filter(|(_, service)| service.enabled);
     enabled
         .map(|(name, _)| LoadRequest {
             source: Source::Exec(plugin_host::Command {
-                argv: vec![
-                    this.display().to_string(),
-                    "bh-peer".into(),
-                    "service".into(),
-                    name.clone(),
-                ],
+                argv: [&program[..], &["service".into(), name.clone()]].concat(),
                 listen: "unix".into(),
                 ..plugin_host::Command::default()
             }),

@@ -8,7 +8,7 @@ use std::{
 
 use dht_registry::{Limits, ServiceOffer, Settings};
 use futures::future::BoxFuture;
-use protocol::id::NodeKey;
+use protocol::{id::NodeKey, limits::LOOKUP_MILLIS_MAX};
 use tokio::task::JoinSet;
 
 use super::*;
@@ -254,7 +254,8 @@ async fn a_lookup_ends_at_its_callers_deadline() {
     let before = Instant::now();
     let deadline = before + Duration::from_millis(100);
     assert!(!a.discovery.lookup(service("demo.v1.A"), deadline).await);
-    assert!(before.elapsed() < Duration::from_secs(1), "{:?}", before.elapsed());
+    let taken = before.elapsed();
+    assert!(taken < Duration::from_millis(LOOKUP_MILLIS_MAX), "the lookup's own end: {taken:?}");
 }
 
 #[tokio::test]

@@ -4,6 +4,7 @@
 #![allow(dead_code, reason = "each test file uses a part of it")]
 
 use std::{
+    io,
     pin::Pin,
     sync::Arc,
     time::{Duration, Instant},
@@ -262,9 +263,13 @@ impl ByHand {
     }
 
     pub async fn send(&mut self, frame: &Frame) {
+        self.try_send(frame).await.expect("written");
+    }
+
+    pub async fn try_send(&mut self, frame: &Frame) -> io::Result<()> {
         let mut out = BytesMut::new();
         self.encoder.frame(&mut out, frame).expect("within limits");
-        self.stream.write_all(&out).await.expect("written");
+        self.stream.write_all(&out).await
     }
 
     /// The next frame; `None` at the end.

@@ -18,10 +18,14 @@ use crate::{Effort, grpc, load::Sample, machine, nats};
 
 /// Calls at once, besides one after another.
 const IN_FLIGHT: [usize; 2] = [64, 256];
+/// The client differs from that of gRPC, which has a task for each call: said with every figure.
+const NATS_WAY: &str = "NATS, request and reply, one loop that writes in batches";
 /// How long a helper program may take to say that it is there.
 const STARTED_WITHIN: Duration = Duration::from_secs(20);
 /// How long the second peer may take to learn of the first one's plugin.
 const SEEN_WITHIN: Duration = Duration::from_secs(30);
+/// With more programs busy than this, on average, before anything began, the figures say so.
+const BUSY_MAX: f64 = 1.0;
 /// More than this much of the processors' time gone to others, in percent, is said.
 const STOLEN_PERCENT_MAX: f64 = 2.0;
 
@@ -43,7 +47,7 @@ pub async fn measure(effort: Effort, only: &str) -> Result<Vec<Figure>> {
     if wanted(&["nats"]) {
         match nats_server(&world).await {
             Ok((processes, load)) => {
-                subjects.push(Subject::new("nats", "NATS, request and reply", Load::Nats(load)));
+                subjects.push(Subject::new("nats", NATS_WAY, Load::Nats(load)));
                 helpers.extend(processes);
             }
             Err(error) => eprintln!("\n*** NATS is left out: {error:#} ***\n"),
@@ -62,7 +66,14 @@ pub async fn measure(effort: Effort, only: &str) -> Result<Vec<Figure>> {
     if stolen > STOLEN_PERCENT_MAX {
         println!("careful: {stolen:.1} % of the processors' time went to others meanwhile");
     }
-    let figures = figures(&subjects, effort);
+    let mut figures = figures(&subjects, effort);
+    if busy > BUSY_MAX {
+        println!("careful: the machine was busy with other work; quote none of these figures");
+        let beside = format!("; beside other work (load {busy:.1})");
+        for figure in &mut figures {
+            figure.method.push_str(&beside);
+        }
+    }
     print!("{}", report::table(&figures));
     drop(subjects);
     drop(helpers);

@@ -3,7 +3,7 @@
 //! A client of our own in its plain text protocol, one connection and one loop without a task for
 //! each request: the least that any client can do, so that the server is measured at its best.
 
-use std::{net::SocketAddr, time::Duration, time::Instant};
+use std::{collections::HashMap, net::SocketAddr, time::Duration, time::Instant};
 
 use anyhow::{Context, Result, bail, ensure};
 use bytes::{Buf, BytesMut};
@@ -34,14 +34,18 @@ pub async fn respond(address: SocketAddr) -> Result<()> {
 }
 
 /// A connection that asks.
-pub struct Load(Connection);
+pub struct Load {
+    connection: Connection,
+    /// The number of the next request: no two have the same, so that no answer counts twice.
+    next: u64,
+}
 
 impl Load {
     /// Connects, and waits until a request is answered.
     pub async fn connect(address: SocketAddr) -> Result<Self> {
         let asking = async {
             let connection = Connection::open(address, &format!("SUB {INBOX}* 1\r\n")).await?;
-            let mut load = Self(connection);
+            let mut load = Self { connection, next: 0 };
             load.run(1, Duration::ZERO).await?;
             anyhow::Ok(load)
         };
@@ -52,23 +56,20 @@ impl Load {
     pub async fn run(&mut self, in_flight: usize, duration: Duration) -> Result<Sample> {
         let begun = Instant::now();
         let mut sample = Sample::default();
-        let mut open: Vec<Instant> = vec![begun; in_flight];
-        for slot in 0..in_flight {
-            self.ask(slot);
+        let mut open = HashMap::with_capacity(in_flight);
+        for _ in 0..in_flight {
+            self.ask(&mut open);
         }
-        let mut waiting = in_flight;
-        while waiting > 0 {
-            self.0.exchange().await?;
-            while let Some(message) = self.0.next()? {
-                let due = PREFIX.len() + PAYLOAD.len();
-                ensure!(message.payload.len() == due, "an answer of another length");
-                let slot: usize = message.subject[INBOX.len()..].parse().context("a slot")?;
-                sample.note(*open.get(slot).context("an answer that nobody asked for")?);
+        while !open.is_empty() {
+            self.connection.exchange().await?;
+            while let Some(message) = self.connection.next()? {
+                let answer = message.payload.strip_prefix(PREFIX.as_slice());
+                ensure!(answer == Some(PAYLOAD.as_slice()), "an answer of another content");
+                let number = message.subject.strip_prefix(INBOX).and_then(|n| n.parse().ok());
+                let asked = number.and_then(|number: u64| open.remove(&number));
+                sample.note(asked.context("an answer that nobody waits for")?);
                 if begun.elapsed() < duration {
-                    open[slot] = Instant::now();
-                    self.ask(slot);
-                } else {
-                    waiting -= 1;
+                    self.ask(&mut open);
                 }
             }
         }
@@ -76,8 +77,11 @@ impl Load {
         Ok(sample)
     }
 
-    fn ask(&mut self, slot: usize) {
-        self.0.publish(SUBJECT, &format!("{INBOX}{slot}"), PAYLOAD.len(), &[PAYLOAD]);
+    fn ask(&mut self, open: &mut HashMap<u64, Instant>) {
+        let number = self.next;
+        self.next += 1;
+        open.insert(number, Instant::now());
+        self.connection.publish(SUBJECT, &format!("{INBOX}{number}"), PAYLOAD.len(), &[PAYLOAD]);
     }
 }
 

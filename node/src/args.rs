@@ -10,14 +10,20 @@ use protocol::id::NetworkName;
 /// A peer of a Blackhole mesh: runs plugins as isolated processes, finds services in a DHT, and
 /// carries any gRPC call to whoever offers it.
 #[derive(Debug, Parser)]
-#[command(name = "bh-peer", version, subcommand_negates_reqs = true, args_conflicts_with_subcommands = true, after_help = "\
+#[command(
+    name = "bh-peer",
+    version,
+    subcommand_negates_reqs = true,
+    args_conflicts_with_subcommands = true,
+    after_help = "\
 Examples:
   bh-peer                                             a peer with working defaults
   bh-peer --bootstrap /ip4/10.0.0.5/tcp/4001/p2p/12D3Koo…
   bh-peer --config blackhole.yaml
   bh-peer --data-dir /tmp/b --listen /ip4/127.0.0.1/tcp/0 --grpc 127.0.0.1:0 --http off --metrics off
 
-Exit codes: 0 clean stop, 1 could not start or run, 2 wrong usage or configuration.")]
+Exit codes: 0 clean stop, 1 could not start or run, 2 wrong usage or configuration."
+)]
 pub struct PeerArgs {
     #[command(subcommand)]
     pub command: Option<PeerCommand>,

@@ -17,9 +17,10 @@ pub async fn run(args: BootstrapArgs) -> anyhow::Result<()> {
     let mut interrupt = signal(SignalKind::interrupt())?;
     let mut terminate = signal(SignalKind::terminate())?;
     let voice = Voice::new(args.json);
-    let data_dir = args.data_dir.clone().unwrap_or_else(|| {
-        default_data_dir().with_file_name("blackhole-bootstrap")
-    });
+    let data_dir = args
+        .data_dir
+        .clone()
+        .unwrap_or_else(|| default_data_dir().with_file_name("blackhole-bootstrap"));
     let data = DataDir::open(&std::path::absolute(data_dir)?)?;
     let key = data.identity()?;
     let database = Database::open(&data.path().join("store"))?;

@@ -146,7 +146,9 @@ fn create_identity(path: &Path) -> Result<NodeKey, DataError> {
 #[derive(Debug, thiserror::Error)]
 pub enum DataError {
     /// The system refuses.
-    #[error("cannot use {path}: {cause}; give another place with --data-dir or --run-dir, or mend its permissions")]
+    #[error(
+        "cannot use {path}: {cause}; give another place with --data-dir or --run-dir, or mend its permissions"
+    )]
     Io {
         /// Where.
         path: PathBuf,
@@ -154,7 +156,9 @@ pub enum DataError {
         cause: io::Error,
     },
     /// Another node has it.
-    #[error("{path} is in use by another node (pid {pid}); stop it, or give this one its own --data-dir")]
+    #[error(
+        "{path} is in use by another node (pid {pid}); stop it, or give this one its own --data-dir"
+    )]
     InUse {
         /// Which directory.
         path: PathBuf,
@@ -170,13 +174,17 @@ pub enum DataError {
         mode: u32,
     },
     /// The key file is not one.
-    #[error("{path} is damaged: it does not hold an ed25519 key pair. Restore it from a backup; or move it away, and the node gets a new identity")]
+    #[error(
+        "{path} is damaged: it does not hold an ed25519 key pair. Restore it from a backup; or move it away, and the node gets a new identity"
+    )]
     KeyDamaged {
         /// Which file.
         path: PathBuf,
     },
     /// Sockets would not fit.
-    #[error("the run directory {path} is too long: its sockets' paths take {bytes} bytes of at most {SOCKET_PATH_BYTES_MAX}; give a shorter --run-dir")]
+    #[error(
+        "the run directory {path} is too long: its sockets' paths take {bytes} bytes of at most {SOCKET_PATH_BYTES_MAX}; give a shorter --run-dir"
+    )]
     PathTooLong {
         /// Which directory.
         path: PathBuf,

@@ -3,9 +3,7 @@
 use std::{sync::Arc, time::SystemTime};
 
 use futures::future::BoxFuture;
-use gateway::{
-    HealthReport, HealthSource, NodeHealth, PluginCondition, PluginHealth, ProcessUse,
-};
+use gateway::{HealthReport, HealthSource, NodeHealth, PluginCondition, PluginHealth, ProcessUse};
 use plugin_host::{PluginStatus, State};
 
 use crate::{

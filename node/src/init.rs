@@ -1,8 +1,8 @@
 //! `init` writes what a node of a topology needs; `check-config` reads a configuration and tells
 //! every mistake. Both end at once and start nothing.
 
-use std::{fs, io::Write, os::unix::fs::OpenOptionsExt, process::ExitCode};
 use std::path::{Path, PathBuf};
+use std::{fs, io::Write, os::unix::fs::OpenOptionsExt, process::ExitCode};
 
 use serde_json::json;
 
@@ -132,7 +132,8 @@ mod tests {
 
     #[test]
     fn what_init_writes_is_read_without_a_word() {
-        let text = local_configuration(Path::new("/var/lib/some \"where\""), Some(Path::new("/run/b")));
+        let text =
+            local_configuration(Path::new("/var/lib/some \"where\""), Some(Path::new("/run/b")));
         let file = ConfigFile::parse(&text).expect("our own file");
         assert_eq!(file.warnings, Vec::<String>::new());
         assert_eq!(file.data_dir, Some(PathBuf::from("/var/lib/some \"where\"")));
@@ -142,7 +143,13 @@ mod tests {
     fn init_twice_changes_nothing() {
         let dir = tempfile::tempdir().expect("temporary directory");
         let data_dir = Some(dir.path().join("node"));
-        let args = InitArgs { topology: "local".into(), data_dir, run_dir: None, config: None, json: false };
+        let args = InitArgs {
+            topology: "local".into(),
+            data_dir,
+            run_dir: None,
+            config: None,
+            json: false,
+        };
         let first = init(&args).expect("fresh");
         let second = init(&args).expect("again");
         assert!(first.written && !second.written);

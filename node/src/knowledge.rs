@@ -58,11 +58,7 @@ pub struct Offer {
 
 impl Knowledge {
     /// Of this node.
-    pub fn new(
-        peer: Arc<Peer>,
-        local: LocalPlugins,
-        labels: BTreeMap<String, String>,
-    ) -> Self {
+    pub fn new(peer: Arc<Peer>, local: LocalPlugins, labels: BTreeMap<String, String>) -> Self {
         let interfaces = Mutex::new(HashMap::new());
         Self { inner: Arc::new(Inner { id: peer.id(), labels, local, peer, interfaces }) }
     }
@@ -105,7 +101,8 @@ impl Knowledge {
 
     /// Whether anyone is known to offer `service`.
     pub fn is_offered(&self, service: &ServiceName) -> bool {
-        self.inner.local.offers(service) || !self.inner.peer.directory().providers(service).is_empty()
+        self.inner.local.offers(service)
+            || !self.inner.peer.directory().providers(service).is_empty()
     }
 
     /// The routing table of this moment.
@@ -128,7 +125,13 @@ impl Knowledge {
             load_percent: 0,
             standing: Standing::Healthy,
         };
-        Offer { candidate, connected: true, transport: Some("local".into()), rtt: None, expires: None }
+        Offer {
+            candidate,
+            connected: true,
+            transport: Some("local".into()),
+            rtt: None,
+            expires: None,
+        }
     }
 
     /// What the registry announces for a run of a plugin.
@@ -142,10 +145,7 @@ impl Knowledge {
             services: plugin
                 .services
                 .iter()
-                .map(|(name, schema)| ServiceOffer {
-                    name: name.clone(),
-                    schema: *schema,
-                })
+                .map(|(name, schema)| ServiceOffer { name: name.clone(), schema: *schema })
                 .collect(),
             labels,
             isolation: plugin.isolation.clone(),

@@ -42,9 +42,8 @@ impl LocalPlugins {
     /// The descriptors of a service that runs here; `None` where it does not, or gives none.
     pub fn descriptors_of(&self, service: &ServiceName) -> Option<Bytes> {
         let all = self.0.load();
-        let mut offering = all
-            .values()
-            .filter(|plugin| plugin.services.iter().any(|(name, _)| name == service));
+        let mut offering =
+            all.values().filter(|plugin| plugin.services.iter().any(|(name, _)| name == service));
         offering.find(|plugin| !plugin.descriptors.is_empty()).map(|it| it.descriptors.clone())
     }
 }

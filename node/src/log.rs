@@ -32,7 +32,8 @@ pub fn start(filter: &str, json: bool, node_id: &str) -> Result<(), String> {
 
 /// A bare level is meant for this program, not for the libraries in it.
 fn ours_at(level: &str) -> String {
-    let ours = ["node", "peer", "router", "gateway", "plugin_host", "link", "dht_registry", "bh_peer"];
+    let ours =
+        ["node", "peer", "router", "gateway", "plugin_host", "link", "dht_registry", "bh_peer"];
     let mut directives = String::from("error");
     for name in ours {
         directives.push_str(&format!(",{name}={level}"));

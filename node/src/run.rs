@@ -10,9 +10,9 @@ use std::{
 
 use anyhow::Context;
 use gateway::{Grpc, serve_grpc, serve_http};
+use parking_lot::Mutex;
 use peer::{Notice, Peer, PeerConfig};
 use plugin_host::{Host, HostConfig, HostEvent, MeshDoor, NamespacePolicy};
-use parking_lot::Mutex;
 use prometheus_client::registry::Registry;
 use protocol::{
     id::{InstanceId, NodeKey, PeerId},
@@ -28,9 +28,9 @@ use tokio::{
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use crate::{
-    bootstrapping::tell,
     admin::{AdminService, Node},
     args::BootstrapArgs,
+    bootstrapping::tell,
     catalog::MeshCatalog,
     complain,
     config::Settings,
@@ -71,10 +71,8 @@ pub fn bootstrap(args: BootstrapArgs) -> ExitCode {
 
 fn on_runtime(json: bool, work: impl Future<Output = anyhow::Result<()>>) -> ExitCode {
     let workers = std::thread::available_parallelism().map_or(2, usize::from).min(WORKERS_MAX);
-    let runtime = tokio::runtime::Builder::new_multi_thread()
-        .worker_threads(workers)
-        .enable_all()
-        .build();
+    let runtime =
+        tokio::runtime::Builder::new_multi_thread().worker_threads(workers).enable_all().build();
     let outcome = match runtime {
         Ok(runtime) => runtime.block_on(work),
         Err(error) => Err(anyhow::Error::from(error).context("cannot start threads")),
@@ -145,11 +143,8 @@ impl Build {
         let catalog = MeshCatalog::new(knowledge.clone(), routes.subscribe(), stop.clone());
         let grpc = Grpc::new(Arc::new(router.clone()), Arc::new(catalog));
         let servers = TaskTracker::new();
-        let door = Arc::new(Door {
-            grpc: grpc.clone(),
-            servers: servers.clone(),
-            stop: stop.clone(),
-        });
+        let door =
+            Arc::new(Door { grpc: grpc.clone(), servers: servers.clone(), stop: stop.clone() });
         let (host, host_events) =
             Host::start(host_config(&settings, key.peer_id()), database.space("host"), door)
                 .await?;

@@ -53,7 +53,9 @@ impl Database {
 
 /// The database does not open.
 #[derive(Debug, thiserror::Error)]
-#[error("the store in {path} does not open: {cause}. Nothing was changed. Restore the directory from a backup; or move it away and start with an empty one (identity.key stays)")]
+#[error(
+    "the store in {path} does not open: {cause}. Nothing was changed. Restore the directory from a backup; or move it away and start with an empty one (identity.key stays)"
+)]
 pub struct OpenError {
     path: PathBuf,
     cause: String,

@@ -103,12 +103,16 @@ fn as_json(what: &Say<'_>) -> Value {
 fn as_text(what: &Say<'_>) -> String {
     match what {
         Say::Ready(ready) => ready_text(ready),
-        Say::Joined { network, through } => format!("joined     network {network}, through {through}"),
+        Say::Joined { network, through } => {
+            format!("joined     network {network}, through {through}")
+        }
         Say::Unreachable { address, cause, retry_seconds } => format!(
             "bootstrap  {address} does not answer ({cause}); trying again in {retry_seconds:.0} s"
         ),
         Say::Warning(text) => format!("warning    {text}"),
-        Say::Plugin { name, state, detail } if detail.is_empty() => format!("plugin     {name}: {state}"),
+        Say::Plugin { name, state, detail } if detail.is_empty() => {
+            format!("plugin     {name}: {state}")
+        }
         Say::Plugin { name, state, detail } => format!("plugin     {name}: {state} ({detail})"),
         Say::Stopping => "stopping   finishing what was begun".into(),
         Say::Stopped => "stopped".into(),
@@ -130,8 +134,13 @@ fn ready_text(ready: &Ready) -> String {
         }
     }
     lines.push("ready".into());
-    if ready.bootstraps == 0 && ready.role == "peer" && let Some(address) = ready.listen.first() {
-        lines.push(format!("           another peer joins this one with: bh-peer --bootstrap {address}"));
+    if ready.bootstraps == 0
+        && ready.role == "peer"
+        && let Some(address) = ready.listen.first()
+    {
+        lines.push(format!(
+            "           another peer joins this one with: bh-peer --bootstrap {address}"
+        ));
     }
     lines.join("\n")
 }

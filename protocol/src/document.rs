@@ -231,15 +231,11 @@ impl Mistakes {
 
     /// The entries of a map.
     pub fn map(&mut self, node: Node, field: &str) -> Option<Fields> {
-        match node.value {
-            Value::Map(entries) => {
-                Some(Fields { entries, path: field.into(), known: Vec::new() })
-            }
-            _ => {
-                self.expected(&node, field, "a map");
-                None
-            }
+        if let Value::Map(entries) = node.value {
+            return Some(Fields { entries, path: field.into(), known: Vec::new() });
         }
+        self.expected(&node, field, "a map");
+        None
     }
 
     /// The elements of a list of at most `elements_max`.
@@ -296,12 +292,7 @@ impl Mistakes {
     }
 
     /// A whole number within `range`.
-    pub fn integer(
-        &mut self,
-        node: &Node,
-        field: &str,
-        range: RangeInclusive<i64>,
-    ) -> Option<i64> {
+    pub fn integer(&mut self, node: &Node, field: &str, range: RangeInclusive<i64>) -> Option<i64> {
         match node.value {
             Value::Integer(number) if range.contains(&number) => Some(number),
             Value::Integer(number) => {
@@ -344,13 +335,11 @@ impl Mistakes {
 
     /// `true` or `false`.
     pub fn flag(&mut self, node: &Node, field: &str) -> Option<bool> {
-        match node.value {
-            Value::Bool(value) => Some(value),
-            _ => {
-                self.expected(node, field, "true or false");
-                None
-            }
+        if let Value::Bool(value) = node.value {
+            return Some(value);
         }
+        self.expected(node, field, "true or false");
+        None
     }
 
     /// A number above zero.
@@ -547,7 +536,7 @@ mod tests {
     #[test]
     fn durations_have_units() {
         assert_eq!(duration("500ms"), Some(Duration::from_millis(500)));
-        assert_eq!(duration("5m"), Some(Duration::from_secs(300)));
+        assert_eq!(duration("5m"), Some(Duration::from_mins(5)));
         for bad in ["", "5", "s", "-1s", "1 s", "99999999999999999999s", "18446744073709551615h"] {
             assert_eq!(duration(bad), None, "{bad}");
         }

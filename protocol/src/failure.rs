@@ -96,10 +96,9 @@ impl Failure {
             Reason::Refused => 7,
             Reason::Busy | Reason::TooLarge => 8,
             Reason::Malformed | Reason::Internal => 13,
-            Reason::NotAvailable
-            | Reason::Unreachable
-            | Reason::PeerLost
-            | Reason::PluginLost => 14,
+            Reason::NotAvailable | Reason::Unreachable | Reason::PeerLost | Reason::PluginLost => {
+                14
+            }
         }
     }
 }

@@ -94,7 +94,8 @@ impl NodeKey {
 
     /// The peer id that this key proves.
     pub fn peer_id(&self) -> PeerId {
-        let public = identity::ed25519::PublicKey::try_from_bytes(self.0.verifying_key().as_bytes());
+        let public =
+            identity::ed25519::PublicKey::try_from_bytes(self.0.verifying_key().as_bytes());
         let public = public.expect("dalek and libp2p agree on what an ed25519 key is");
         PeerId(identity::PublicKey::from(public).to_peer_id())
     }

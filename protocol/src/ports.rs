@@ -102,10 +102,16 @@ pub trait Store: Send + Sync {
     /// The value under `key`.
     fn get(&self, key: &[u8]) -> Result<Option<Vec<u8>>, StoreError>;
     /// Writes all of `changes` or none; `None` deletes.
-    fn write(&self, changes: Vec<(Vec<u8>, Option<Vec<u8>>)>) -> Result<(), StoreError>;
+    fn write(&self, changes: Vec<Change>) -> Result<(), StoreError>;
     /// All entries whose key begins with `prefix`, in key order, at most `entries_max`.
-    fn scan(&self, prefix: &[u8], entries_max: usize) -> Result<Vec<(Vec<u8>, Vec<u8>)>, StoreError>;
+    fn scan(&self, prefix: &[u8], entries_max: usize) -> Result<Vec<Entry>, StoreError>;
 }
+
+/// A key and its new value; `None` deletes.
+pub type Change = (Vec<u8>, Option<Vec<u8>>);
+
+/// A key and its value.
+pub type Entry = (Vec<u8>, Vec<u8>);
 
 /// The store could not do it.
 #[derive(Debug, thiserror::Error)]

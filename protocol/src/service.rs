@@ -25,15 +25,13 @@ impl ServiceName {
     ///
     /// Source: the package versioning convention of the Buf and Google API style guides.
     pub fn major(&self) -> u32 {
-        let package = self.0.rsplit('.').skip(1);
-        package
-            .filter_map(|part| {
-                let digits = part.strip_prefix('v')?;
-                let end = digits.find(|c: char| !c.is_ascii_digit()).unwrap_or(digits.len());
-                digits[..end].parse().ok()
-            })
-            .next()
-            .unwrap_or(0)
+        let mut package = self.0.rsplit('.').skip(1);
+        let version = package.find_map(|part| {
+            let digits = part.strip_prefix('v')?;
+            let end = digits.find(|c: char| !c.is_ascii_digit()).unwrap_or(digits.len());
+            digits[..end].parse().ok()
+        });
+        version.unwrap_or(0)
     }
 
     /// True for services that belong to each program itself and are never announced or routed by

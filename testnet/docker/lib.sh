@@ -20,8 +20,20 @@ else
   exit 1
 fi
 
+declare -A containers=()
+
+# Fills `containers` with the nodes' ids: asked for once, because compose takes its time.
+find_containers() {
+  local node
+  for node in "${nodes[@]}"; do containers[$node]=$(compose ps -q "$node"); done
+}
+
 # on NODE WORD…: runs a command in a node's container.
-on() { compose exec -T "$@" </dev/null; }
+on() {
+  local node=$1
+  shift
+  docker exec "${containers[$node]:?$node has no container: is the testnet up?}" "$@" </dev/null
+}
 
 # await SECONDS COMMAND…: repeats a command until it succeeds; its last output is the evidence.
 await() {

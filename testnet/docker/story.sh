@@ -9,12 +9,13 @@ counter=demo.v1.Counter
 greeter=greeter.v1.Greeter
 clock=clock.v1.Clock
 extra=${COMPOSE_PROJECT_NAME}-f
+find_containers
 passed=0
 
 fail() {
   printf '%s  FAIL  %s\n' "$1" "$2"
   echo "$3" | sed 's/^/        /'
-  for node in "${nodes[@]}"; do compose logs --tail 12 "$node" 2>&1 | tail -12; done
+  for node in "${nodes[@]}"; do docker logs --tail 12 "${containers[$node]}" 2>&1 | sed "s/^/$node | /"; done
   echo "$passed passed, 1 failed"
   exit 1
 }
@@ -36,8 +37,11 @@ step() {
 id() { on "$1" blackhole --json status | tr -d ' \n' | sed 's/.*"peer_id":"\([^"]*\)".*/\1/'; }
 # What NODE knows of SERVICE: the adverts it holds, and the peers that the DHT names.
 registry() { on "$1" blackhole --json registry query "$2" | tr -d ' \n'; }
-knows() { registry "$1" "$2" | grep -q "$3"; }
-knows_none() { ! on "$1" blackhole --json services | grep -q "\"$2\""; }
+knows() { registry "$1" "$2" | grep "$3" >/dev/null; }
+knows_none() {
+  local listed
+  listed=$(on "$1" blackhole --json services) && ! grep "\"$2\"" <<<"$listed"
+}
 # Adds 1 at NODE with grpcurl; prints the instance that answered.
 add() {
   on "$1" grpcurl -plaintext -d '{"name":"story","amount":1}' 127.0.0.1:9090 $counter/Add |
@@ -70,7 +74,7 @@ found() {
   for pair in $counter=a $greeter=b $clock=c; do
     service=${pair%=*} node=$(id "${pair#*=}")
     # Only what the DHT names counts here.
-    in_dht() { registry e "$service" | sed 's/.*"in_dht"//' | grep -q "$node"; }
+    in_dht() { registry e "$service" | sed 's/.*"in_dht"//' | grep "$node" >/dev/null; }
     await 30 in_dht
   done
 }
@@ -83,8 +87,9 @@ grpcurl_at_e() {
     grep -qx "$service" <<<"$listed" || { echo "$service is not in: $listed"; return 1; }
   done
   add e >/dev/null
-  on e grpcurl -plaintext -d '{"name":"Ada"}' 127.0.0.1:9090 $greeter/Hello | grep -q 'Hello, Ada!'
-  on e grpcurl -plaintext 127.0.0.1:9090 $clock/Now | grep -q unixMs
+  on e grpcurl -plaintext -d '{"name":"Ada"}' 127.0.0.1:9090 $greeter/Hello |
+    grep 'Hello, Ada!' >/dev/null
+  on e grpcurl -plaintext 127.0.0.1:9090 $clock/Now | grep zone >/dev/null
   echo "$(wc -l <<<"$listed") services"
 }
 spread() {
@@ -108,18 +113,18 @@ kill_plugin() {
 }
 kill_peer() {
   local survivor answered; survivor=$(field d counter instance)
-  compose kill -s KILL a >/dev/null 2>&1
+  docker kill "${containers[a]}" >/dev/null
   answered=$(add e)
   [ "$answered" = "$survivor" ] || { echo "$answered answered, not $survivor"; return 1; }
 }
 restart_peer() {
-  compose start a >/dev/null 2>&1
+  docker start "${containers[a]}" >/dev/null
   again() { [ "$(id a)" = "$id_of_a" ] && knows e $counter "$id_of_a" && [ "$(field a counter state)" = running ]; }
   await 60 again
   echo "$id_of_a"
 }
 kill_bootstrap() {
-  compose kill -s KILL bootstrap >/dev/null 2>&1
+  docker kill "${containers[bootstrap]}" >/dev/null
   on b blackhole plugin load /opt/blackhole/plugins/kv --wait >/dev/null
   await 30 knows e demo.v1.Kv "$(id b)"
   on e grpcurl -plaintext -d '{"key":"k","value":"dg=="}' 127.0.0.1:9090 demo.v1.Kv/Put >/dev/null
@@ -147,7 +152,7 @@ stop() {
   compose stop -t 30 a b c d e >/dev/null 2>&1
   local node code container
   for node in a b c d e; do
-    container=$(compose ps -q "$node")
+    container=${containers[$node]}
     code=$(docker inspect --format '{{.State.ExitCode}}' "$container")
     [ "$code" = 0 ] || { echo "$node ended with $code"; return 1; }
     if docker export "$container" | tar -t | grep -E '^run/blackhole/.*\.sock$'; then

@@ -51,18 +51,25 @@ stage() {
   ln -sfn "/usr/bin/$version" "$stage/foreign/python/bin/python"
   printf 'home = /usr/bin\ninclude-system-site-packages = false\n' >"$stage/foreign/python/pyvenv.cfg"
   install -m 0644 "$docker_dir/Dockerfile" "$stage/Dockerfile"
+  install "$docker_dir/entry.sh" "$stage/entry.sh"
 }
 
 have "$base" || make_base
 context=$(mktemp -d)
 trap 'rm -rf "$context"' EXIT
 stage "$context"
-docker build --quiet --build-arg "BASE_IMAGE=$base" --tag "$BLACKHOLE_IMAGE" "$context" >/dev/null
+# The classic builder is enough, and is always there; it says on stderr that it is old.
+if ! said=$(docker build --quiet --build-arg "BASE_IMAGE=$base" --tag "$BLACKHOLE_IMAGE" \
+  "$context" 2>&1 >/dev/null); then
+  echo "$said" >&2
+  exit 1
+fi
 
 compose up -d
+find_containers
 for node in a b c d e; do
   # Serving, and at least one peer of the network met.
-  await 60 on "$node" sh -c 'blackhole --json status | grep -Eq "\"joined\": ?true"' || {
+  await 60 on "$node" sh -c 'blackhole --json status | grep -E "\"joined\": ?true"' || {
     compose logs --tail 30 "$node" >&2
     exit 1
   }

@@ -12,6 +12,7 @@ use futures::future::try_join_all;
 use crate::{
     node::{Node, NodeSetup},
     residue::{self, Residue},
+    wait::until,
 };
 
 /// Set to keep every world's directory, also of those that went well.
@@ -112,6 +113,22 @@ impl Cluster {
         let name = setup.name.clone();
         self.add_all(vec![setup]).await?;
         self.peer(&name)
+    }
+
+    /// Waits until every peer is connected to every other: then each can lose whom it joined
+    /// through. Only for small clusters; large networks never are.
+    pub async fn acquainted(&self, within: Duration) -> Result<()> {
+        let others = self.nodes().count().saturating_sub(1);
+        let each = self.peers().map(|node| async move {
+            until(&format!("{} knows the others", node.name()), within, || async {
+                let peers = node.status().await.map_err(|error| error.to_string())?.peers;
+                let seen = format!("{peers} of {others} peers");
+                if peers as usize >= others { Ok(()) } else { Err(seen) }
+            })
+            .await
+        });
+        try_join_all(each).await?;
+        Ok(())
     }
 
     /// The bootstrap node.

@@ -249,6 +249,7 @@ async fn a_service_that_nobody_ever_offered_is_refused_and_then_at_once() {
 #[tokio::test]
 async fn without_the_bootstrap_node_peers_find_each_other_and_others_join() {
     let mut cluster = Cluster::start(&["a", "b", "e"]).await.must();
+    cluster.acquainted(KNOWN_WITHIN).await.must();
     cluster.kill_bootstrap().await.must();
     counters(&cluster, &["a"]).await;
     add(cluster.peer("e").must(), "x").await.must();
@@ -268,13 +269,7 @@ async fn a_restarted_peer_finds_its_network_without_any_bootstrap_node() {
     let mut cluster = Cluster::start(&["a", "b", "c"]).await.must();
     counters(&cluster, &["a"]).await;
     // It has met the others before everything it was told of dies.
-    until("c knows two peers", KNOWN_WITHIN, || async {
-        let status = cluster.peer("c").map_err(|e| e.to_string())?.status().await;
-        let peers = status.map_err(|error| error.to_string())?.peers;
-        if peers >= 3 { Ok(()) } else { Err(format!("{peers} peers")) }
-    })
-    .await
-    .must();
+    cluster.acquainted(KNOWN_WITHIN).await.must();
     cluster.kill_bootstrap().await.must();
     cluster.peer("c").must().stop().await.must();
     cluster.peer_mut("c").must().restart().await.must();

@@ -5,7 +5,12 @@
 
 pub mod show;
 
-use std::{collections::BTreeMap, pin::Pin, sync::Arc, time::{Duration, Instant}};
+use std::{
+    collections::BTreeMap,
+    pin::Pin,
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 use futures::{Stream, StreamExt};
 use parking_lot::Mutex;

@@ -72,7 +72,9 @@ pub async fn health(node: &Node) -> api::HealthResponse {
     let alone = node.settings.bootstrap.is_empty();
     let mesh = match (view.peers.len(), alone) {
         (0, true) => "no peers, and none were asked for".into(),
-        (0, false) => "no peer reached; check the bootstrap addresses with `blackhole doctor`".into(),
+        (0, false) => {
+            "no peer reached; check the bootstrap addresses with `blackhole doctor`".into()
+        }
         (count, _) => format!("{count} peers connected"),
     };
     checks.push(check("mesh", !view.peers.is_empty() || alone, mesh));
@@ -138,7 +140,8 @@ pub fn log(it: &LogRecord) -> api::LogLine {
 pub fn provider(node: &Node, it: &Offer) -> api::Provider {
     let candidate = &it.candidate;
     let agent = node.knowledge.peer().view().neighbour(candidate.peer).map(|it| it.agent.clone());
-    let peer_name = if candidate.local { node.ready.name.clone() } else { agent.unwrap_or_default() };
+    let peer_name =
+        if candidate.local { node.ready.name.clone() } else { agent.unwrap_or_default() };
     let expires_in_ms = it.expires.map_or(0, |at| at.saturating_sub(now_millis()));
     api::Provider {
         peer_id: candidate.peer.to_string(),

@@ -1,7 +1,7 @@
 //! The configuration file: keys, kinds and bounds. Tells all mistakes at once.
 
-use std::{collections::BTreeMap, fmt::Display, ops::RangeInclusive, path::PathBuf, str::FromStr};
 use std::time::Duration;
+use std::{collections::BTreeMap, fmt::Display, ops::RangeInclusive, path::PathBuf, str::FromStr};
 
 use multiaddr::Multiaddr;
 use protocol::{

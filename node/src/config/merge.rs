@@ -155,8 +155,7 @@ mod tests {
     fn a_node_without_any_word_has_working_defaults() {
         let empty = tempfile::tempdir().expect("temporary directory");
         let data_dir = Some(empty.path().to_owned());
-        let settings =
-            settings(RunArgs { data_dir, ..RunArgs::default() }).expect("defaults");
+        let settings = settings(RunArgs { data_dir, ..RunArgs::default() }).expect("defaults");
         assert_eq!(settings.grpc, Some("127.0.0.1:9090".parse().expect("address")));
         assert_eq!(settings.http, Some("127.0.0.1:8080".parse().expect("address")));
         assert_eq!(settings.metrics, Some("127.0.0.1:9091".parse().expect("address")));

@@ -4,7 +4,6 @@
 
 use std::collections::BTreeMap;
 
-use sdk::{Answer, Plugin};
 use parking_lot::Mutex;
 use protocol::{
     id::{NodeKey, PeerId},
@@ -17,6 +16,7 @@ use protocol::{
         },
     },
 };
+use sdk::{Answer, Plugin};
 use tonic::{Request, Response, Status};
 
 /// Identities that one node holds; each is a name and 32 bytes.
@@ -85,7 +85,8 @@ impl Identity for Identities {
 
     async fn verify(&self, request: Request<VerifyRequest>) -> Answer<VerifyResponse> {
         let VerifyRequest { id, message, signature } = request.into_inner();
-        let id: PeerId = id.parse().map_err(|error| Status::invalid_argument(format!("{error}")))?;
+        let id: PeerId =
+            id.parse().map_err(|error| Status::invalid_argument(format!("{error}")))?;
         let valid = id.verify(&message, &signature);
         Ok(Response::new(VerifyResponse { valid }))
     }
@@ -109,7 +110,10 @@ mod tests {
         let identities = Identities::default();
         let create = || Request::new(CreateRequest { name: "ada".into() });
         let made = identities.create(create()).await.expect("made").into_inner();
-        assert_eq!(identities.create(create()).await.expect_err("taken").code(), tonic::Code::AlreadyExists);
+        assert_eq!(
+            identities.create(create()).await.expect_err("taken").code(),
+            tonic::Code::AlreadyExists
+        );
         let sign = SignRequest { name: "ada".into(), message: "hello".into() };
         let signed = identities.sign(Request::new(sign)).await.expect("signed").into_inner();
         let verify = |message: &'static str| {

@@ -3,7 +3,10 @@
 
 mod identity;
 
-use std::{os::unix::process::CommandExt, process::{Command, ExitCode}};
+use std::{
+    os::unix::process::CommandExt,
+    process::{Command, ExitCode},
+};
 
 use plugin_host::{LoadRequest, Source};
 

@@ -15,7 +15,7 @@ use futures::{future::BoxFuture, task::waker_ref};
 use http::HeaderMap;
 use protocol::{
     failure::{Failure, Ran, Reason},
-    frame::{CALL_CREDIT_BYTES, CallId, GoAwayCode, MetadataTooLarge, data_cost},
+    frame::{CALL_CREDIT_BYTES, CallId, GoAwayCode, data_cost},
     ports::{CallHead, Reply},
 };
 use tokio::{
@@ -28,7 +28,8 @@ use crate::{
     desk::Desk,
     half::{Ending, Half},
     outbound::{Burst, Outbound},
-    wire::{Out, Wire},
+    send::send,
+    wire::Wire,
 };
 
 /// Rounds of reading, handing on and writing in one wake-up, before other tasks have their turn.
@@ -53,7 +54,7 @@ pub(crate) struct Call {
     /// The other side has sent all it has to send.
     inbound_over: bool,
     /// How far the link must be written for the other side to know of the call.
-    opened_at: Option<u64>,
+    pub(crate) opened_at: Option<u64>,
     touched: Instant,
     window: Window,
     stalled: bool,
@@ -359,129 +360,6 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Core<S> {
         }
         Poll::Ready(())
     }
-}
-
-/// Writes one burst of a call, with its head if that was not sent yet.
-fn send(
-    out: &mut Out,
-    id: CallId,
-    call: &mut Call,
-    burst: Burst,
-    now: Instant,
-    answering: bool,
-) -> Option<Over> {
-    let sent = match call.head.take() {
-        Some(Head::Open(head)) => send_open(out, id, call, &head, burst, now),
-        Some(Head::Reply(metadata)) => send_reply(out, id, &metadata, burst),
-        None if answering => send_answer(out, id, burst),
-        None => send_request(out, id, call, burst),
-    };
-    sent.unwrap_or_else(|error| {
-        let failure = Failure::failed(Reason::TooLarge, error.to_string());
-        if answering {
-            out.encode(Bytes::new(), |encoder, buffer| encoder.fail(buffer, id, &failure));
-            return Some(Over::Told);
-        }
-        if call.opened_at.is_some() {
-            out.encode(Bytes::new(), |encoder, buffer| encoder.cancel(buffer, id));
-        }
-        Some(Over::Failed(failure))
-    })
-}
-
-type Sent = Result<Option<Over>, MetadataTooLarge>;
-
-fn send_open(
-    out: &mut Out,
-    id: CallId,
-    call: &mut Call,
-    head: &CallHead,
-    burst: Burst,
-    now: Instant,
-) -> Sent {
-    let Burst { data, ending } = burst;
-    if let Some(Err(failure)) = ending {
-        return Ok(Some(Over::Failed(failure)));
-    }
-    let end = matches!(ending, Some(Ok(None)));
-    let time_left = call.deadline.map(|at| at.saturating_duration_since(now));
-    let data_bytes = data.len();
-    out.encode(data, |encoder, buffer| {
-        encoder.open(buffer, id, &head.path, time_left, &head.metadata, data_bytes, end)
-    })?;
-    call.opened_at = Some(out.queued());
-    if end {
-        call.outbound = None;
-        return Ok(None);
-    }
-    send_request(out, id, call, Burst { data: Bytes::new(), ending })
-}
-
-fn send_request(out: &mut Out, id: CallId, call: &mut Call, burst: Burst) -> Sent {
-    let Burst { data, ending } = burst;
-    let end = matches!(ending, Some(Ok(None)));
-    let data_bytes = data.len();
-    if data_bytes > 0 {
-        out.encode(data, |encoder, buffer| encoder.data(buffer, id, data_bytes, end));
-    }
-    match ending {
-        None => return Ok(None),
-        Some(Ok(None)) if data_bytes > 0 => {}
-        Some(Ok(trailers)) => {
-            let trailers = trailers.unwrap_or_default();
-            out.encode(Bytes::new(), |encoder, buffer| encoder.half_close(buffer, id, &trailers))?;
-        }
-        Some(Err(failure)) => {
-            out.encode(Bytes::new(), |encoder, buffer| encoder.cancel(buffer, id));
-            return Ok(Some(Over::Failed(failure)));
-        }
-    }
-    call.outbound = None;
-    Ok(None)
-}
-
-fn send_reply(out: &mut Out, id: CallId, metadata: &HeaderMap, burst: Burst) -> Sent {
-    let Burst { data, ending } = burst;
-    let data_bytes = data.len();
-    match ending {
-        // Nothing was said yet: the failure is all there is to say.
-        Some(Err(failure)) if data_bytes == 0 => {
-            out.encode(Bytes::new(), |encoder, buffer| encoder.fail(buffer, id, &failure));
-            Ok(Some(Over::Told))
-        }
-        Some(Ok(trailers)) => {
-            let trailers = trailers.unwrap_or_default();
-            out.encode(data, |encoder, buffer| {
-                encoder.headers(buffer, id, metadata, data_bytes, Some(&trailers))
-            })?;
-            Ok(Some(Over::Told))
-        }
-        ending => {
-            out.encode(data, |encoder, buffer| {
-                encoder.headers(buffer, id, metadata, data_bytes, None)
-            })?;
-            send_answer(out, id, Burst { data: Bytes::new(), ending })
-        }
-    }
-}
-
-fn send_answer(out: &mut Out, id: CallId, burst: Burst) -> Sent {
-    let Burst { data, ending } = burst;
-    let data_bytes = data.len();
-    if data_bytes > 0 {
-        out.encode(data, |encoder, buffer| encoder.data(buffer, id, data_bytes, false));
-    }
-    match ending {
-        None => return Ok(None),
-        Some(Ok(trailers)) => {
-            let trailers = trailers.unwrap_or_default();
-            out.encode(Bytes::new(), |encoder, buffer| encoder.end(buffer, id, &trailers))?;
-        }
-        Some(Err(failure)) => {
-            out.encode(Bytes::new(), |encoder, buffer| encoder.fail(buffer, id, &failure));
-        }
-    }
-    Ok(Some(Over::Told))
 }
 
 /// One timer for everything of a link that time brings. It may go off early: whoever set it looks

@@ -1,11 +1,11 @@
 //! Calls on one byte stream: the driver of a link.
 //!
-//! A link carries many calls at once, from the side that made it ([`client`]) to the side that
-//! accepted it ([`serve`]). Each side is one future that its owner spawns and that does everything:
+//! A link carries many calls at once, from the side that made it ([`client()`]) to the side that
+//! accepted it ([`serve()`]). Each side is one future that its owner spawns and that does everything:
 //! it reads, hands on, asks bodies for more and writes, so that a call changes tasks only where
 //! caller and handler do. What it has gathered in one wake-up leaves in one write.
 //!
-//! Bodies and callers meet the driver at a [`desk`]: they leave word there of what they want, and
+//! Bodies and callers meet the driver at a desk: they leave word there of what they want, and
 //! the driver looks when it is woken. Nobody holds a lock while waiting, and nothing waits for a
 //! reader who does not read: each call has credit of its own, and a reader who stops costs the link
 //! at most what that call may send.
@@ -23,6 +23,7 @@ mod core;
 mod desk;
 mod half;
 mod outbound;
+mod send;
 mod serve;
 mod wire;
 
@@ -173,7 +174,7 @@ where
     serve_until(stream, settings, caller, handler, std::future::pending())
 }
 
-/// As [`serve`], until `drain` is done: from then on new calls are refused as not started, and the
+/// As [`serve()`], until `drain` is done: from then on new calls are refused as not started, and the
 /// link ends after its last call.
 pub fn serve_until<S, D>(
     stream: S,

@@ -207,8 +207,8 @@ fn the_same_said_in_another_way_is_refused() {
     let mut wordy = body.clone();
     assert_eq!(wordy[0] & 0xe0, 0xa0, "a map with its length in the first byte");
     wordy[0] += 1;
-    let after_instance = wordy.windows(3).position(|three| three == [0x61, b'i', 0x1b]);
-    let at = after_instance.expect("the instance is the longest number") + 2 + 9;
+    let peer = wordy.windows(3).position(|three| three == [0x61, b'p', 0x58]);
+    let at = peer.expect("the key after it in the order, with bytes for a value");
     wordy.splice(at..at, [0x61, b'n', 0x00]);
     assert_eq!(format::decode(&wordy).as_ref(), Ok(&advert()), "the same is said");
     let bytes = [&key().sign(&signed_message(&wordy))[..], &wordy].concat();

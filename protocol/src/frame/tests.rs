@@ -171,9 +171,9 @@ fn defining_beyond_the_bound_is_refused() {
         wire.extend_from_slice(name.as_bytes());
         wire.extend_from_slice(&[3 << 1 | 1]);
         wire::finish(&mut wire, start, 0);
-        let decoded = decoder.decode(&mut wire);
+        let outcome = decoder.decode(&mut wire);
         let room = n < NAMES_INTERNED_MAX - metadata::NAMES.len();
-        assert_eq!(decoded.is_ok(), room, "{n}: {decoded:?}");
+        assert_eq!(outcome.is_ok(), room, "{n}: {outcome:?}");
     }
 }
 

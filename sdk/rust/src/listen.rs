@@ -70,7 +70,9 @@ pub enum ListenError {
     )]
     Taken(PathBuf),
     /// There is something on the path that is no socket.
-    #[error("{path} exists and is no socket; name another path in BH_PLUGIN_SOCKET", path = .0.display())]
+    #[error(
+        "{path} exists and is no socket; name another path in BH_PLUGIN_SOCKET", path = .0.display()
+    )]
     Occupied(PathBuf),
     /// Not even a loopback port is to be had.
     #[error("cannot listen on 127.0.0.1: {0}")]

@@ -22,7 +22,7 @@ pub(crate) fn init() {
         logs.json().flatten_event(true).with_current_span(false).try_init()
     };
     if let Some(error) = refused {
-        tracing::warn!(%error, "BH_LOG or RUST_LOG is no level; use error, warn, info, debug or trace");
+        tracing::warn!(%error, "BH_LOG or RUST_LOG is no level; use error, warn, info or debug");
     }
     std::panic::set_hook(Box::new(|panic| {
         let place = panic.location().map(ToString::to_string).unwrap_or_default();

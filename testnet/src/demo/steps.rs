@@ -302,6 +302,7 @@ fn restart_peer(story: &mut Story) -> BoxFuture<'_, Result<String>> {
 
 fn kill_bootstrap(story: &mut Story) -> BoxFuture<'_, Result<String>> {
     async {
+        story.cluster()?.acquainted(KNOWN_WITHIN).await?;
         story.cluster_mut()?.kill_bootstrap().await?;
         let [b, e] = [story.peer("b")?, story.peer("e")?];
         b.load(&packages::plugin("kv")?).await?;

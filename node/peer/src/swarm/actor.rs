@@ -65,6 +65,8 @@ pub(super) struct Actor {
     pub(super) exchanges: Exchanges,
     /// Peers that are not spoken to: until when, and why.
     pub(super) shunned: HashMap<PeerId, (Instant, String)>,
+    /// Peers of other networks that are about to be disconnected, and when.
+    pub(super) partings: VecDeque<(Instant, PeerId)>,
     /// Connections that this task closes because nobody answers on them.
     pub(super) silent: HashSet<ConnectionId>,
     pub(super) joined: bool,
@@ -236,6 +238,7 @@ impl Actor {
     fn on_tick(&mut self) {
         let now = Instant::now();
         self.forgive(now);
+        self.part(now);
         self.knock();
         self.meet_heard();
         if self.look_around_at.is_some_and(|at| at <= now) {

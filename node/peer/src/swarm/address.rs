@@ -19,8 +19,11 @@ pub(super) fn ip(address: &Multiaddr) -> Option<IpAddr> {
     }
 }
 
-/// The TCP or UDP socket that listening on `address` would bind.
+/// The TCP or UDP socket that listening on `address` would bind; none for a place at a relay.
 pub(super) fn socket(address: &Multiaddr) -> Option<(Transport, std::net::SocketAddr)> {
+    if transport(address) == Transport::Relay {
+        return None;
+    }
     let ip = match address.iter().next()? {
         Protocol::Ip4(ip) => IpAddr::from(ip),
         Protocol::Ip6(ip) => ip.into(),

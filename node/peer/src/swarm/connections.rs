@@ -14,6 +14,7 @@ use super::{
     actor::Actor,
     address,
     behaviour::identity_of,
+    joining::Unreachable,
     messages::Early,
     records::unix_millis,
     view::{ConnectionView, Transport},
@@ -28,6 +29,9 @@ const MEETINGS_MAX: usize = 8;
 
 /// How long a peer of another network, or one that lied, is not spoken to again.
 const SHUNNED_FOR: Duration = Duration::from_mins(1);
+
+/// How long a peer of another network has to learn that it is one.
+const PARTING: Duration = Duration::from_secs(1);
 
 /// Shunned peers remembered. More are sent away without being remembered.
 const SHUNNED_MAX: usize = 1_024;
@@ -115,6 +119,7 @@ impl Actor {
         }
         let admitted = self.peers.remove(&peer).is_some_and(|neighbour| neighbour.admitted);
         if !admitted {
+            self.on_dismissed(peer);
             return;
         }
         self.book.lost(&peer, unix_millis(), (rand::random::<f64>() * REDIAL_MILLIS_MAX) as u64);
@@ -126,6 +131,22 @@ impl Actor {
         }
         self.emit(SwarmEvent::PeerDisconnected { peer: peer.into(), abrupt });
         self.keep_others();
+    }
+
+    /// Notes that `peer` left before it was known whether it belongs here: it may have sent this
+    /// peer away, so it is left alone for a while.
+    fn on_dismissed(&mut self, peer: PeerId) {
+        let (now, joined) = (Instant::now(), self.joined);
+        self.book.failed(&peer, unix_millis(), rand::random());
+        let said = self.joining.dismissed(peer, joined, now, rand::random());
+        if let Some(Unreachable { address, retry_in }) = said
+            && !self.shunned.contains_key(&peer)
+        {
+            let error = "it ended the connection before it said who it is; it may be refusing \
+                         this peer for a minute, or be stopping"
+                .to_owned();
+            self.emit(SwarmEvent::BootstrapUnreachable { address, error, retry_in });
+        }
     }
 
     /// Handles what a neighbour says of itself.
@@ -193,10 +214,28 @@ impl Actor {
         }
     }
 
-    /// Sends `peer` away for a while, for what it did.
+    /// Sends `peer` away for [`SHUNNED_FOR`], for what it did.
     pub(super) fn penalise(&mut self, peer: PeerId) {
         tracing::warn!(%peer, "a peer sent what no honest peer sends; it was sent away");
-        self.shun(peer, "it sent what no honest peer sends".into());
+        self.book.forget(&peer);
+        self.unlist(&peer);
+        if self.shunned.len() < SHUNNED_MAX {
+            let reason = "it sent what no honest peer sends".to_owned();
+            self.shunned.insert(peer, (Instant::now() + SHUNNED_FOR, reason));
+            // Closes its connections, too.
+            self.swarm.behaviour_mut().blocked.block_peer(peer);
+        } else {
+            let _ = self.swarm.disconnect_peer_id(peer);
+        }
+    }
+
+    /// Disconnects those that had their time to learn why.
+    pub(super) fn part(&mut self, now: Instant) {
+        while let Some((_, peer)) = self.partings.pop_front_if(|(at, _)| *at <= now) {
+            if self.peers.get(&peer).is_some_and(|neighbour| !neighbour.admitted) {
+                let _ = self.swarm.disconnect_peer_id(peer);
+            }
+        }
     }
 
     fn admit(&mut self, peer: PeerId, at: &Multiaddr, info: identify::Info) {
@@ -216,6 +255,7 @@ impl Actor {
             info.agent_version.chars().filter(|c| !c.is_control()).take(128).collect();
         let Some(neighbour) = self.peers.get_mut(&peer) else { return };
         let first = !std::mem::replace(&mut neighbour.admitted, true);
+        self.shunned.remove(&peer);
         neighbour.relays = relays;
         self.dirty |= first || neighbour.agent != agent;
         neighbour.agent = agent;
@@ -252,23 +292,19 @@ impl Actor {
         }
     }
 
+    /// Parts with a peer of another network, when it has had time to learn why: were it sent away
+    /// at once, it would never know what it did wrong. It may come back as one of this network.
     fn send_away(&mut self, peer: PeerId, address: Multiaddr, reason: String) {
-        tracing::info!(%peer, %address, reason, "a peer was sent away");
-        self.joining.foreign(peer, Instant::now());
-        self.shun(peer, reason.clone());
-        self.emit(SwarmEvent::Foreign { peer: peer.into(), address, reason });
-    }
-
-    /// Disconnects `peer` and does not speak to it for [`SHUNNED_FOR`].
-    fn shun(&mut self, peer: PeerId, reason: String) {
+        let now = Instant::now();
+        self.joining.foreign(peer, now);
         self.book.forget(&peer);
         self.unlist(&peer);
-        if self.shunned.len() < SHUNNED_MAX {
-            self.shunned.insert(peer, (Instant::now() + SHUNNED_FOR, reason));
-            // Closes its connections, too.
-            self.swarm.behaviour_mut().blocked.block_peer(peer);
-        } else {
-            let _ = self.swarm.disconnect_peer_id(peer);
+        self.partings.push_back((now + PARTING, peer));
+        let known = self.shunned.contains_key(&peer) || self.shunned.len() >= SHUNNED_MAX;
+        if !known {
+            tracing::info!(%peer, %address, reason, "a peer does not belong here");
+            self.shunned.insert(peer, (now + SHUNNED_FOR, reason.clone()));
+            self.emit(SwarmEvent::Foreign { peer: peer.into(), address, reason });
         }
     }
 }

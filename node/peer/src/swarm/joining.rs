@@ -101,9 +101,24 @@ impl Joining {
     ) -> Option<Unreachable> {
         let door = self.doors.iter_mut().find(|door| door.attempt == Some(connection))?;
         door.attempt = None;
-        let retry_in = door.pause(joined, now, chance);
-        let worth_saying = !joined || door.failures == 1;
-        worth_saying.then(|| Unreachable { address: door.address.clone(), retry_in })
+        door.fail(joined, now, chance)
+    }
+
+    /// Notes that `peer` ended the connection before it said who it is. Returns what is to be
+    /// said, if anything.
+    pub(super) fn dismissed(
+        &mut self,
+        peer: PeerId,
+        joined: bool,
+        now: Instant,
+        chance: f64,
+    ) -> Option<Unreachable> {
+        let door = self.doors.iter_mut().find(|door| door.peer == Some(peer))?;
+        // One that is of another network waits for longer already.
+        if door.next > now {
+            return None;
+        }
+        door.fail(joined, now, chance)
     }
 
     /// Notes that `peer` was sent away, or its connection lost. Its door is tried again after a
@@ -142,6 +157,12 @@ impl Joining {
 }
 
 impl Door {
+    fn fail(&mut self, joined: bool, now: Instant, chance: f64) -> Option<Unreachable> {
+        let retry_in = self.pause(joined, now, chance);
+        let worth_saying = !joined || self.failures == 1;
+        worth_saying.then(|| Unreachable { address: self.address.clone(), retry_in })
+    }
+
     fn pause(&mut self, joined: bool, now: Instant, chance: f64) -> Duration {
         self.failures = self.failures.saturating_add(1);
         let longest = if joined { PAUSE_MAX_JOINED } else { PAUSE_MAX_ALONE };
@@ -206,6 +227,22 @@ mod tests {
         joining.lost(peer, false, now, 0.5);
         assert!(joining.due(now, nobody).is_empty());
         assert_eq!(joining.due(now + PAUSE_MIN, nobody), [address]);
+    }
+
+    #[test]
+    fn a_door_that_is_shut_in_the_face_is_tried_with_growing_pauses() {
+        let (mut joining, now, address) = alone();
+        let peer = PeerId::random();
+        let mut pauses = Vec::new();
+        for attempt in 0..5 {
+            let id = ConnectionId::new_unchecked(attempt);
+            joining.attempted(&address, id);
+            joining.reached(id, peer);
+            let later = now + PAUSE_MAX_JOINED * attempt as u32;
+            let said = joining.dismissed(peer, false, later, 0.5).expect("said while alone");
+            pauses.push(said.retry_in);
+        }
+        assert!(pauses.is_sorted() && pauses[4] > pauses[0], "{pauses:?}");
     }
 
     #[test]

@@ -206,6 +206,7 @@ fn actor(
         lookups: Lookups::default(),
         exchanges: Exchanges::default(),
         shunned: std::collections::HashMap::new(),
+        partings: std::collections::VecDeque::new(),
         silent: std::collections::HashSet::new(),
         joined: false,
         look_around_at: None,

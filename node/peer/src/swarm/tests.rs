@@ -490,6 +490,25 @@ async fn a_peer_of_another_network_is_sent_away() {
     let failure = stranger.handle.open_stream(a.id(), soon()).await.err().expect("refused");
     assert_eq!(failure.ran, Ran::NotStarted);
     assert!(failure.message.contains("network"), "{failure}");
+
+    // Corrected, it is welcome at once.
+    let mut friend = config(2, &[]);
+    friend.bootstrap = vec![a.address(Transport::Tcp)];
+    drop(stranger.kill().await);
+    let friend = TestPeer::start(friend).await;
+    let begun = Instant::now();
+    friend.event(|text| text.contains("Joined")).await;
+    assert!(begun.elapsed() < Duration::from_secs(10), "{:?}", begun.elapsed());
+}
+
+#[tokio::test]
+async fn a_peer_that_lied_is_sent_away_and_does_not_storm_the_door() {
+    let (a, b) = pair(TCP, Transport::Tcp).await;
+    a.handle.penalise(b.id()).await;
+    a.event(|text| text.contains("PeerDisconnected")).await;
+    b.event(|text| text.contains("BootstrapUnreachable")).await;
+    assert!(b.handle.view().counters.dials < 10, "{:?}", b.handle.view().counters);
+    assert!(a.handle.view().peers.is_empty());
 }
 
 #[tokio::test]

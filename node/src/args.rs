@@ -20,7 +20,7 @@ Examples:
   bh-peer                                             a peer with working defaults
   bh-peer --bootstrap /ip4/10.0.0.5/tcp/4001/p2p/12D3Koo…
   bh-peer --config blackhole.yaml
-  bh-peer --data-dir /tmp/b --listen /ip4/127.0.0.1/tcp/0 --grpc 127.0.0.1:0 --http off --metrics off
+  bh-peer --data-dir /tmp/b --listen /ip4/127.0.0.1/tcp/0 --grpc off --http off --metrics off
 
 Exit codes: 0 clean stop, 1 could not start or run, 2 wrong usage or configuration."
 )]

@@ -1,21 +1,20 @@
 //! Runs a bootstrap peer: the same build, run and drain, with fewer rooms.
 
 use peer::{Notice, PeerConfig};
-use tokio::signal::unix::{SignalKind, signal};
 
 use crate::{
     args::BootstrapArgs,
     config::{default_data_dir, default_listen},
     data::DataDir,
     log,
+    signals::Signals,
     store::Database,
     voice::{Ready, Say, Voice},
 };
 
 /// From flags to a clean end.
 pub async fn run(args: BootstrapArgs) -> anyhow::Result<()> {
-    let mut interrupt = signal(SignalKind::interrupt())?;
-    let mut terminate = signal(SignalKind::terminate())?;
+    let mut signals = Signals::listen()?;
     let voice = Voice::new(args.json);
     let data_dir = args
         .data_dir
@@ -50,8 +49,7 @@ pub async fn run(args: BootstrapArgs) -> anyhow::Result<()> {
     }));
     loop {
         tokio::select! {
-            _ = interrupt.recv() => break,
-            _ = terminate.recv() => break,
+            () = signals.told_to_stop() => break,
             notice = notices.recv() => if let Ok(notice) = notice {
                 tell(voice, network.as_str(), &notice);
             },

@@ -21,6 +21,7 @@ mod local;
 mod log;
 mod run;
 mod services;
+mod signals;
 mod store;
 mod usage;
 mod voice;

@@ -3,6 +3,7 @@
 use std::{
     net::SocketAddr,
     os::unix::net::UnixListener as StdUnixListener,
+    path::PathBuf,
     process::ExitCode,
     sync::Arc,
     time::{Duration, Instant},
@@ -22,7 +23,6 @@ use protocol::{
 use router::Router;
 use tokio::{
     net::{TcpListener, UnixListener},
-    signal::unix::{SignalKind, signal},
     sync::{mpsc, watch},
 };
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
@@ -40,6 +40,7 @@ use crate::{
     late::Late,
     local::LocalPlugins,
     log, services,
+    signals::Signals,
     store::Database,
     usage::Usage,
     voice::{Ready, Say, Voice},
@@ -109,6 +110,7 @@ impl Build {
 
     async fn start(self) -> anyhow::Result<Running> {
         let Self { settings, voice, data, key, database } = self;
+        let signals = Signals::listen()?;
         let sockets = Sockets::bind(&settings).await?;
         let mut registry = Registry::default();
         let local = LocalPlugins::default();
@@ -162,7 +164,20 @@ impl Build {
             unreachable: Mutex::default(),
             stop: stop.clone(),
         });
-        let running = Running { node, voice, data, peer, host_events, notices, routes, servers };
+        let Sockets { files, .. } = &sockets;
+        let files = files.clone();
+        let running = Running {
+            node,
+            voice,
+            data,
+            peer,
+            host_events,
+            notices,
+            routes,
+            servers,
+            signals,
+            _files: files,
+        };
         running.serve(sockets, &grpc, registry);
         Ok(running)
     }
@@ -182,6 +197,18 @@ struct Sockets {
     metrics: Option<TcpListener>,
     admin: UnixListener,
     mesh: UnixListener,
+    files: Arc<SocketFiles>,
+}
+
+/// Sockets on disk; they go with the value, also where a later step of the start fails.
+struct SocketFiles(Vec<PathBuf>);
+
+impl Drop for SocketFiles {
+    fn drop(&mut self) {
+        for path in &self.0 {
+            let _ = std::fs::remove_file(path);
+        }
+    }
 }
 
 impl Sockets {
@@ -193,7 +220,9 @@ impl Sockets {
             listener.set_nonblocking(true)?;
             anyhow::Ok(UnixListener::from_std(listener)?)
         };
+        let paths = ["admin.sock", "mesh.sock"].map(|name| settings.run_dir.join(name));
         Ok(Self {
+            files: Arc::new(SocketFiles(paths.into())),
             grpc: bind("gRPC", "--grpc", settings.grpc).await?,
             http: bind("HTTP", "--http", settings.http).await?,
             metrics: bind("metrics", "--metrics", settings.metrics).await?,
@@ -301,6 +330,8 @@ struct Running {
     notices: tokio::sync::broadcast::Receiver<Notice>,
     routes: watch::Sender<u64>,
     servers: TaskTracker,
+    signals: Signals,
+    _files: Arc<SocketFiles>,
 }
 
 impl Running {
@@ -335,14 +366,11 @@ impl Running {
         self.voice.say(&Say::Ready(&self.node.ready));
         self.start_services().await;
         let mut changes = self.peer.changes();
-        let mut interrupt = signal(SignalKind::interrupt())?;
-        let mut terminate = signal(SignalKind::terminate())?;
         let stop = self.node.stop.clone();
         loop {
             tokio::select! {
                 () = stop.cancelled() => break,
-                _ = interrupt.recv() => break,
-                _ = terminate.recv() => break,
+                () = self.signals.told_to_stop() => break,
                 event = self.host_events.recv() => match event {
                     Some(event) => self.plugin_changed(event).await,
                     None => anyhow::bail!("the plugin host ended by itself; this is a fault of ours"),
@@ -425,9 +453,6 @@ impl Running {
         self.servers.wait().await;
         self.node.host.shutdown().await;
         self.peer.shutdown().await;
-        for name in ["admin.sock", "mesh.sock"] {
-            let _ = std::fs::remove_file(self.node.settings.run_dir.join(name));
-        }
         drop(self.data);
         self.voice.say(&Say::Stopped);
     }

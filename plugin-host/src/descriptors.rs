@@ -48,8 +48,10 @@ impl Description {
         Ok(description)
     }
 
-    fn add(&mut self, file: FileDescriptorProto) {
-        self.files.insert(file.name().to_owned(), plain(file));
+    fn add(&mut self, mut file: FileDescriptorProto) {
+        // Comments and positions are the author's, and often most of the bytes.
+        file.source_code_info = None;
+        self.files.insert(file.name().to_owned(), file);
     }
 
     fn defined(&self) -> impl Iterator<Item = ServiceName> + '_ {
@@ -60,6 +62,10 @@ impl Description {
 
     /// Everything needed to understand `services`, dependencies first.
     pub(crate) fn encode(&self, services: &[ServiceName]) -> Bytes {
+        FileDescriptorSet { file: self.needed(services) }.encode_to_vec().into()
+    }
+
+    fn needed(&self, services: &[ServiceName]) -> Vec<FileDescriptorProto> {
         let mut order = Vec::new();
         let mut seen = BTreeSet::new();
         for service in services {
@@ -67,16 +73,18 @@ impl Description {
                 self.visit(file, &mut seen, &mut order);
             }
         }
-        let file = order.iter().filter_map(|name| self.files.get(*name).cloned()).collect();
-        FileDescriptorSet { file }.encode_to_vec().into()
+        order.iter().filter_map(|name| self.files.get(*name).cloned()).collect()
     }
 
-    /// The sha2-256 of the files that `service` needs, or zeros where they are not known.
+    /// The sha2-256 of the files that `service` needs, without what differs between compilers, or
+    /// zeros where they are not known.
     pub(crate) fn schema(&self, service: &ServiceName) -> [u8; 32] {
         if self.file_of(service).is_none() {
             return [0; 32];
         }
-        Sha256::digest(self.encode(std::slice::from_ref(service))).into()
+        let needed = self.needed(std::slice::from_ref(service));
+        let file = needed.into_iter().map(plain).collect();
+        Sha256::digest(FileDescriptorSet { file }.encode_to_vec()).into()
     }
 
     fn file_of(&self, service: &ServiceName) -> Option<&str> {
@@ -125,7 +133,6 @@ fn plain(mut file: FileDescriptorProto) -> FileDescriptorProto {
         fields.for_each(|field| field.json_name = None);
         message.nested_type.iter_mut().for_each(strip);
     }
-    file.source_code_info = None;
     if file.syntax.as_deref() == Some("proto2") {
         file.syntax = None;
     }

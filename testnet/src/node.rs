@@ -311,7 +311,7 @@ impl Node {
         self.load_from(admin::plugin_load_request::From::Path(path), "").await
     }
 
-    /// Loads a plugin from what `from` says, under `name` if not empty, and waits until it is ready.
+    /// Loads a plugin from what `from` says, under `name` if not empty, and waits for it.
     pub async fn load_from(
         &self,
         from: admin::plugin_load_request::From,

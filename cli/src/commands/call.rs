@@ -75,7 +75,9 @@ pub async fn run(
         Ok(error) = unfit => Err(refused(&error)),
         called = exchange(args, node, request, &method, form, terminal) => {
             called.map_err(|error| match error {
-                Ended::ByStatus(status) => Failed::call(&in_time(*status, deadline), service.as_str()),
+                Ended::ByStatus(status) => {
+                    Failed::call(&in_time(*status, deadline), service.as_str())
+                }
                 Ended::Here(failed) => failed,
             })
         }

@@ -289,8 +289,9 @@ impl<O: OpenStream> Pool<O> {
             () = drain => {}
         }
         let mut state = self.state.lock();
-        if matches!(state.outbound.get(&peer), Some(Outbound::Open { number: n, .. }) if *n == number)
-        {
+        let same =
+            |link: &Outbound| matches!(link, Outbound::Open { number: n, .. } if *n == number);
+        if state.outbound.get(&peer).is_some_and(same) {
             state.outbound.remove(&peer);
         }
     }

@@ -3,6 +3,7 @@
 //! Owns how the node shows itself. Refuses to do anything itself: each request is passed to the
 //! part that owns it, and its answer is written down in the contract's words.
 
+mod probe;
 pub mod show;
 
 use std::{

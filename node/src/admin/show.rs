@@ -6,7 +6,7 @@ use plugin_host::{LogRecord, PluginStatus};
 use protocol::proto::admin as api;
 use router::Explanation;
 
-use super::Node;
+use super::{Node, probe::probe};
 use crate::{knowledge::Offer, usage::Usage};
 
 /// The node itself.
@@ -78,14 +78,11 @@ pub async fn health(node: &Node) -> api::HealthResponse {
         (count, _) => format!("{count} peers connected"),
     };
     checks.push(check("mesh", !view.peers.is_empty() || alone, mesh));
-    for plugin in node.host.list() {
-        let running = plugin.state == plugin_host::State::Running;
-        let detail = match (running && plugin.healthy, plugin.reason.is_empty()) {
-            (true, _) => "answers".into(),
-            (false, true) => format!("is {}", plugin.state),
-            (false, false) => format!("is {}: {}", plugin.state, plugin.reason),
-        };
-        let healthy = running && plugin.healthy;
+    let plugins = node.host.list();
+    let probes = plugins.iter().map(|plugin| probe(&node.host, plugin));
+    for (plugin, probed) in plugins.iter().zip(futures::future::join_all(probes).await) {
+        let healthy = probed.is_ok();
+        let detail = probed.err().unwrap_or_else(|| "answers".into());
         checks.push(check(&format!("plugin {}", plugin.name), healthy, detail));
     }
     api::HealthResponse { healthy: checks.iter().all(|check| check.healthy), checks }

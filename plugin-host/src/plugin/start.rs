@@ -91,7 +91,9 @@ impl Supervisor {
             end = process.ended() => {
                 return Err(format!("it ended before it was ready: {end}"));
             }
-            answer = timeout_at(deadline.into(), ready::wait(channel, service, &mut last)) => answer,
+            answer = timeout_at(deadline.into(), ready::wait(channel, service, &mut last)) => {
+                answer
+            }
         };
         match answer {
             Ok(Health::Serving) => Ok(true),

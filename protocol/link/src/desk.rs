@@ -3,7 +3,7 @@
 //! The desk belongs to one link. Whoever wants something of the driver writes the call's number on
 //! a list (once, however often it wants something) and wakes the driver if it is at rest. Both
 //! lists are bounded by the calls in flight, and those by
-//! [`calls_max`](crate::LinkSettings::calls_max): a call that finds the desk full is refused at once.
+//! [`calls_max`](crate::LinkSettings::calls_max): a call that finds the desk full is refused.
 
 use std::{
     mem,

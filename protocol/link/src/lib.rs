@@ -1,7 +1,7 @@
 //! Calls on one byte stream: the driver of a link.
 //!
 //! A link carries many calls at once, from the side that made it ([`client()`]) to the side that
-//! accepted it ([`serve()`]). Each side is one future that its owner spawns and that does everything:
+//! accepted it ([`serve()`]). Each side is one future that its owner spawns and that does all:
 //! it reads, hands on, asks bodies for more and writes, so that a call changes tasks only where
 //! caller and handler do. What it has gathered in one wake-up leaves in one write.
 //!
@@ -174,7 +174,7 @@ where
     serve_until(stream, settings, caller, handler, std::future::pending())
 }
 
-/// As [`serve()`], until `drain` is done: from then on new calls are refused as not started, and the
+/// As [`serve()`], until `drain` is done: then new calls are refused as not started, and the
 /// link ends after its last call.
 pub fn serve_until<S, D>(
     stream: S,

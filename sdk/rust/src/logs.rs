@@ -5,7 +5,7 @@ use std::{env, io, io::IsTerminal};
 use tracing_subscriber::{EnvFilter, fmt};
 
 /// Sets up logging, unless the author has done so. `BH_LOG`, else `RUST_LOG`, which a manifest may
-/// set, chooses the level: `error`, `warn`, `info` (the default), `debug`, `trace`, or per module as
+/// set, chooses the level: `error`, `warn`, `info` (the default), `debug`, `trace`, or by module as
 /// `counter=debug,h2=warn`.
 pub(crate) fn init() {
     let wanted = env::var("BH_LOG").or_else(|_| env::var("RUST_LOG")).unwrap_or_default();

@@ -267,7 +267,8 @@ async fn the_older_version_answers_too() {
     let [Ok(list), Ok(files)] = told.as_slice() else { panic!("{told:?}") };
     assert!(matches!(list.message_response, Some(MessageResponse::ListServicesResponse(_))));
     assert!(matches!(&files.message_response,
-        Some(MessageResponse::FileDescriptorResponse(files)) if files.file_descriptor_proto.len() == 2));
+        Some(MessageResponse::FileDescriptorResponse(files))
+            if files.file_descriptor_proto.len() == 2));
 }
 
 fn check(service: &str) -> Request<HealthCheckRequest> {

@@ -108,7 +108,7 @@ impl Book {
         self.unwritten.insert(peer);
     }
 
-    /// Notes that the last connection to `peer` ended: it may be dialled after `pause` milliseconds.
+    /// Notes that the last connection to `peer` ended: it may be dialled after `pause` ms.
     pub(super) fn lost(&mut self, peer: &PeerId, now: u64, pause: u64) {
         if let Some(known) = self.known.get_mut(peer) {
             known.next = now + pause;

@@ -10,7 +10,7 @@ use libp2p::{
 };
 
 use super::{
-    SwarmEvent,
+    OUTBOX_MAX, SwarmEvent,
     actor::Actor,
     address,
     behaviour::identity_of,
@@ -138,6 +138,9 @@ impl Actor {
     fn on_dismissed(&mut self, peer: PeerId) {
         let (now, joined) = (Instant::now(), self.joined);
         self.book.failed(&peer, unix_millis(), rand::random());
+        if self.outbox.len() < OUTBOX_MAX {
+            self.emit(SwarmEvent::PeerDisconnected { peer: peer.into(), abrupt: true });
+        }
         let said = self.joining.dismissed(peer, joined, now, rand::random());
         if let Some(Unreachable { address, retry_in }) = said
             && !self.shunned.contains_key(&peer)

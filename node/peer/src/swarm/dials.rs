@@ -11,7 +11,7 @@ use libp2p::{
 };
 use tokio::sync::oneshot;
 
-use super::{actor::Actor, address, records::unix_millis, view::Transport};
+use super::{OUTBOX_MAX, SwarmEvent, actor::Actor, address, records::unix_millis, view::Transport};
 
 /// Peers dialled at once by name. Fewer than connections may be pending, so that bootstrap and
 /// DHT dials find room.
@@ -149,7 +149,9 @@ impl Actor {
                 // The machine is there and the program is not: nobody need wait for what can
                 // only time out, though it is tried.
                 let sentence = Err(dial.errors.join("; "));
-                answer(std::mem::take(&mut dial.waiters), &sentence);
+                let waiters = std::mem::take(&mut dial.waiters);
+                self.on_unreachable(peer, !waiters.is_empty());
+                answer(waiters, &sentence);
             }
         }
         self.next_stage(peer);
@@ -206,7 +208,15 @@ impl Actor {
         } else {
             dial.errors.join("; ")
         };
+        self.on_unreachable(peer, !dial.waiters.is_empty());
         answer(dial.waiters, &Err(error));
+    }
+
+    /// Tells that `peer` could not be reached, if somebody wanted it: others should be asked first.
+    fn on_unreachable(&mut self, peer: PeerId, wanted: bool) {
+        if wanted && self.outbox.len() < OUTBOX_MAX {
+            self.emit(SwarmEvent::PeerDisconnected { peer: peer.into(), abrupt: true });
+        }
     }
 }
 

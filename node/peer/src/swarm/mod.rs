@@ -71,7 +71,8 @@ pub enum SwarmEvent {
     },
     /// A peer of the network is connected and known to be of the network.
     PeerConnected(PeerId),
-    /// The last connection to a peer ended.
+    /// The last connection to a peer ended; or somebody wanted one and it could not be made, which
+    /// tells as much about the peer.
     PeerDisconnected {
         /// That peer.
         peer: PeerId,

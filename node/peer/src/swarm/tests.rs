@@ -350,6 +350,8 @@ async fn opening_a_stream_to_a_dead_peer_fails_in_time_and_has_not_started() {
     assert_eq!((failure.ran, failure.reason), (Ran::NotStarted, Reason::Unreachable));
     assert_eq!(failure.peer, Some(dead));
     assert!(Instant::now() <= deadline + Duration::from_millis(100));
+    let reported = format!("{:?}", SwarmEvent::PeerDisconnected { peer: dead, abrupt: true });
+    b.event(|text| text == reported).await;
     let unknown = NodeKey::from_seed([99; 32]).peer_id();
     let failure = b.handle.open_stream(unknown, deadline).await.err().expect("unknown");
     assert_eq!((failure.ran, failure.reason), (Ran::NotStarted, Reason::Unreachable));

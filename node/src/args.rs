@@ -99,18 +99,6 @@ pub struct RunArgs {
     /// The node's name in logs and status [default: its peer id's last letters].
     #[arg(long)]
     pub name: Option<String>,
-    /// The network to be part of; peers of other networks are refused [default: local].
-    #[arg(long)]
-    pub network: Option<NetworkName>,
-    /// Listen for peers here [default: TCP and QUIC on port 4001].
-    #[arg(long, value_name = "MULTIADDR")]
-    pub listen: Vec<Multiaddr>,
-    /// Join through this peer.
-    #[arg(long, value_name = "MULTIADDR")]
-    pub bootstrap: Vec<Multiaddr>,
-    /// Tell others to reach this peer here.
-    #[arg(long, value_name = "MULTIADDR")]
-    pub external: Vec<Multiaddr>,
     /// Serve gRPC here [default: 127.0.0.1:9090].
     #[arg(long, value_name = "ADDR|off")]
     pub grpc: Option<Listen>,
@@ -126,12 +114,8 @@ pub struct RunArgs {
     /// Find peers on the local network by mDNS.
     #[arg(long)]
     pub mdns: bool,
-    /// error, warn, info, debug or trace; or a filter such as `info,peer=debug` [default: info].
-    #[arg(long, value_name = "L", env = "BH_LOG")]
-    pub log_level: Option<String>,
-    /// One JSON object a line on standard output, logs too.
-    #[arg(long)]
-    pub json: bool,
+    #[command(flatten)]
+    pub mesh: MeshArgs,
 }
 
 /// The first peer that others find a network through: keeps the DHT, gossips and relays; runs no
@@ -142,22 +126,29 @@ pub struct BootstrapArgs {
     /// Where identity and DHT records live [default: ~/.local/share/blackhole-bootstrap].
     #[arg(long, value_name = "DIR", env = "BH_DATA_DIR")]
     pub data_dir: Option<PathBuf>,
-    /// The network to be part of [default: local].
+    #[command(flatten)]
+    pub mesh: MeshArgs,
+}
+
+/// How a peer of any kind takes part in its network, and how it speaks.
+#[derive(Debug, Default, Args)]
+pub struct MeshArgs {
+    /// The network to be part of; peers of other networks are refused [default: local].
     #[arg(long)]
     pub network: Option<NetworkName>,
     /// Listen for peers here [default: TCP and QUIC on port 4001].
     #[arg(long, value_name = "MULTIADDR")]
     pub listen: Vec<Multiaddr>,
-    /// Another bootstrap peer.
+    /// Join through this peer.
     #[arg(long, value_name = "MULTIADDR")]
     pub bootstrap: Vec<Multiaddr>,
     /// Tell others to reach this peer here.
     #[arg(long, value_name = "MULTIADDR")]
     pub external: Vec<Multiaddr>,
-    /// error, warn, info, debug or trace [default: info].
+    /// error, warn, info, debug or trace; or a filter such as `info,peer=debug` [default: info].
     #[arg(long, value_name = "L", env = "BH_LOG")]
     pub log_level: Option<String>,
-    /// One JSON object a line on standard output.
+    /// One JSON object a line on standard output; the log as JSON lines on standard error.
     #[arg(long)]
     pub json: bool,
 }

@@ -15,7 +15,7 @@ use crate::{
 /// From flags to a clean end.
 pub async fn run(args: BootstrapArgs) -> anyhow::Result<()> {
     let mut signals = Signals::listen()?;
-    let voice = Voice::new(args.json);
+    let voice = Voice::new(args.mesh.json);
     let data_dir = args
         .data_dir
         .clone()
@@ -23,15 +23,16 @@ pub async fn run(args: BootstrapArgs) -> anyhow::Result<()> {
     let data = DataDir::open(&std::path::absolute(data_dir)?)?;
     let key = data.identity()?;
     let database = Database::open(&data.path().join("store"))?;
-    let level = args.log_level.as_deref().unwrap_or("info");
-    log::start(level, args.json, "bootstrap").map_err(anyhow::Error::msg)?;
-    let network = args.network.clone().unwrap_or_default();
-    let listen = if args.listen.is_empty() { default_listen() } else { args.listen.clone() };
+    let level = args.mesh.log_level.as_deref().unwrap_or("info");
+    log::start(level, args.mesh.json, "bootstrap").map_err(anyhow::Error::msg)?;
+    let network = args.mesh.network.clone().unwrap_or_default();
+    let listen =
+        if args.mesh.listen.is_empty() { default_listen() } else { args.mesh.listen.clone() };
     let config = PeerConfig {
         name: "bootstrap".into(),
         listen,
-        bootstrap: args.bootstrap.clone(),
-        external: args.external.clone(),
+        bootstrap: args.mesh.bootstrap.clone(),
+        external: args.mesh.external.clone(),
         ..PeerConfig::new(key, network.clone())
     };
     let peer = bootstrap::start(config, database.space("peer")).await?;
@@ -44,7 +45,7 @@ pub async fn run(args: BootstrapArgs) -> anyhow::Result<()> {
         network: network.to_string(),
         listen: view.listen.iter().map(|address| format!("{address}/p2p/{}", view.id)).collect(),
         data_dir: data.path().display().to_string(),
-        bootstraps: args.bootstrap.len(),
+        bootstraps: args.mesh.bootstrap.len(),
         ..Ready::default()
     }));
     loop {

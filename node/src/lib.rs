@@ -86,7 +86,7 @@ pub fn peer_main(args: Vec<OsString>) -> ExitCode {
         Some(PeerCommand::CheckConfig(check)) => return init::check_config(&check),
         None => {}
     }
-    let json = args.run.json;
+    let json = args.run.mesh.json;
     match config::settings(args.run) {
         Ok(settings) => run::peer(settings),
         Err(error) => {

@@ -66,7 +66,7 @@ pub fn peer(settings: Settings) -> ExitCode {
 
 /// Runs a bootstrap peer until it is told to stop.
 pub fn bootstrap(args: BootstrapArgs) -> ExitCode {
-    let json = args.json;
+    let json = args.mesh.json;
     on_runtime(json, crate::bootstrapping::run(args))
 }
 

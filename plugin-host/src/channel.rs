@@ -7,6 +7,7 @@
 mod address;
 mod asking;
 mod reply;
+mod withdraw;
 
 use std::{
     collections::HashMap,
@@ -38,6 +39,7 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 pub(crate) use address::{Address, Listener};
 pub(crate) use asking::Asking;
 use reply::{ReplyBody, lost};
+use withdraw::{Patient, Sending};
 
 /// Connections to one plugin. One carries most plugins; more keep a large body on one from
 /// holding up small calls on the others.
@@ -134,7 +136,7 @@ impl Invoke for Channel {
 
 impl Inner {
     async fn call(self: Arc<Self>, call: Call) -> Result<Reply, Failure> {
-        let Some(guard) = Guard::enter(&self) else {
+        let Some(mut guard) = Guard::enter(&self) else {
             let message = format!("plugin {} has {CALLS_MAX} calls at once already", self.plugin);
             return Err(Failure::not_started(Reason::Busy, message));
         };
@@ -146,7 +148,8 @@ impl Inner {
             let mut connection = self.connection(deadline).await?;
             let held = Held::on(&connection);
             let sending = connection.sender.try_send_request(request);
-            let sent = match deadline {
+            let sending = Sending::new(sending, (guard, held), self.tasks.clone());
+            let (sent, guards) = match deadline {
                 Some(deadline) => match timeout_at(deadline.into(), sending).await {
                     Ok(sent) => sent,
                     Err(_) => return Err(self.deadline_passed()),
@@ -154,10 +157,11 @@ impl Inner {
                 None => sending.await,
             };
             match sent {
-                Ok(response) => return self.reply(response, deadline, (guard, held)),
+                Ok(response) => return self.reply(response, deadline, guards),
                 Err(mut refused) => match refused.take_message() {
                     Some(unsent) => {
                         request = unsent;
+                        guard = guards.0;
                         self.forget(&connection);
                     }
                     None => return Err(lost(&self.plugin, refused.error())),
@@ -271,7 +275,7 @@ fn request(call: Call, now: Instant) -> Result<http::Request<Body>, Failure> {
         .path_and_query(call.head.path.as_str())
         .build()
         .map_err(|error| Failure::failed(Reason::Malformed, format!("method path: {error}")))?;
-    let mut request = http::Request::new(call.body);
+    let mut request = http::Request::new(Body::new(Patient::new(call.body)));
     *request.method_mut() = http::Method::POST;
     *request.version_mut() = http::Version::HTTP_2;
     *request.uri_mut() = uri;

@@ -69,7 +69,7 @@ compose up -d
 find_containers
 for node in a b c d e; do
   # Serving, and at least one peer of the network met.
-  await 60 on "$node" sh -c 'blackhole --json status | grep -E "\"joined\": ?true"' || {
+  await 60 on "$node" sh -c 'blackhole --json status | grep -E "\"joined\": ?true"' >/dev/null || {
     compose logs --tail 30 "$node" >&2
     exit 1
   }

@@ -136,9 +136,12 @@ pub fn log(it: &LogRecord) -> api::LogLine {
 /// One provider.
 pub fn provider(node: &Node, it: &Offer) -> api::Provider {
     let candidate = &it.candidate;
-    let agent = node.knowledge.peer().view().neighbour(candidate.peer).map(|it| it.agent.clone());
+    let view = node.knowledge.peer().view();
+    // An agent is `blackhole/0.1.0 NAME`; the name is what people gave it, and not proven.
+    let agent = view.neighbour(candidate.peer).map(|it| it.agent.as_str());
+    let told = agent.and_then(|agent| agent.split_once(' ')).map(|(_, name)| name);
     let peer_name =
-        if candidate.local { node.ready.name.clone() } else { agent.unwrap_or_default() };
+        if candidate.local { node.ready.name.clone() } else { told.unwrap_or_default().into() };
     let expires_in_ms = it.expires.map_or(0, |at| at.saturating_sub(now_millis()));
     api::Provider {
         peer_id: candidate.peer.to_string(),

@@ -119,6 +119,7 @@ impl World {
             let ends = directory.entries().map(|(_, entry)| entry.expires()).min();
             peer.ends = ends.unwrap_or(u64::MAX);
             self.check_directory(place, &directory, now)?;
+            self.check_order(place, &directory, now)?;
         }
         if self.peers[place].ends <= now {
             // Says which.
@@ -178,6 +179,34 @@ impl World {
                 return Err(format!("peer {place} lists {name} at {peer}, who has it no more"));
             }
             self.report.entries_compared += listed.len();
+        }
+        Ok(())
+    }
+
+    /// Whatever is replayed: no advert gives way to an older one, and none that was taken back
+    /// before its time returns. Only where there is room for all, so that none is pushed out.
+    fn check_order(&mut self, place: Place, directory: &Directory, now: u64) -> Result<(), String> {
+        let peer = &mut self.peers[place];
+        if !self.plan.views_become_whole {
+            return Ok(());
+        }
+        let mut shown = BTreeMap::new();
+        for (service, entry) in directory.entries() {
+            let advert = &entry.advert;
+            let key = (entry.peer, entry.instance, advert.part);
+            let age = (advert.boot, advert.seq);
+            if peer.shown.get(&key).is_some_and(|(before, ..)| age < *before) {
+                return Err(format!("peer {place} lists {service} by an older advert than before"));
+            }
+            if peer.gone.get(&key).is_some_and(|gone| age <= *gone) {
+                return Err(format!("peer {place} lists {service} again, which was withdrawn"));
+            }
+            shown.insert(key, (age, entry.suspect, entry.expires()));
+        }
+        for (key, (age, suspect, expires)) in std::mem::replace(&mut peer.shown, shown) {
+            if !peer.shown.contains_key(&key) && !suspect && expires > now {
+                peer.gone.insert(key, age);
+            }
         }
         Ok(())
     }

@@ -18,8 +18,17 @@ use super::{Plan, Report, Violation, forger::Forgers, truth::Truth};
 /// Where virtual time begins: Unix milliseconds in November 2023.
 pub(super) const EPOCH: u64 = 1_700_000_000_000;
 
+/// Steps within one millisecond beyond which time is taken to stand still.
+const STEPS_PER_MILLI_MAX: u64 = 100_000;
+
 /// A place in the world: honest peers first, forgers after them.
 pub(super) type Place = usize;
+
+/// Which advert: a newer one takes the place of an older.
+pub(super) type AdvertKey = (PeerId, InstanceId, u16);
+
+/// How new an advert is: its node's boot, and its number since then.
+pub(super) type Age = (u64, u64);
 
 /// One thing that happens.
 pub(super) enum Step {
@@ -66,6 +75,11 @@ pub(super) struct Peer {
     pub(super) directory: Arc<Directory>,
     /// Whether `directory` was not looked at yet.
     pub(super) changed: bool,
+    /// What `directory` showed before: how new an advert of each instance, whether it was
+    /// suspect, and when it ends.
+    pub(super) shown: BTreeMap<AdvertKey, (Age, bool, u64)>,
+    /// What it stopped showing before its time: nothing as old may come back.
+    pub(super) gone: BTreeMap<AdvertKey, Age>,
     /// When the first entry of `directory` ends.
     pub(super) ends: u64,
     /// What is being looked up, and since when.
@@ -135,7 +149,12 @@ impl World {
     pub(super) fn run(mut self) -> Result<Report, Violation> {
         let calm_at = EPOCH + self.plan.turmoil_millis;
         let end = calm_at + self.plan.quiet_millis;
+        let mut idle = 0;
         while let Some(((at, _), step)) = self.queue.pop_first() {
+            idle = if at == self.now { idle + 1 } else { 0 };
+            if idle > STEPS_PER_MILLI_MAX {
+                return Err(self.violation("time stands still: a timer is always due".into()));
+            }
             self.now = at;
             if !self.calm && at >= calm_at {
                 self.calm_down();
@@ -201,6 +220,8 @@ impl World {
         peer.seen.clear();
         peer.lookups.clear();
         peer.directory = Arc::default();
+        peer.shown.clear();
+        peer.gone.clear();
         peer.ends = u64::MAX;
         peer.registry = Some(Registry::new(Settings {
             key: peer.key.clone(),
@@ -320,6 +341,8 @@ impl Peer {
             side: 0,
             directory: Arc::default(),
             changed: false,
+            shown: BTreeMap::new(),
+            gone: BTreeMap::new(),
             ends: u64::MAX,
             lookups: BTreeMap::new(),
         }

@@ -130,21 +130,7 @@ async fn offers_are_found_fetched_withdrawn_and_announced_again_on_a_real_networ
         sees(peer, "demo.v1.B", |entries| entries.len() == 1 && !entries[0].suspect).await;
     }
 
-    // A peer that is lost is suspect, and its offers are called last. Only who was connected to it
-    // can lose it.
-    for peer in [&a, &c] {
-        let mut changes = peer.changes();
-        let met = async {
-            while peer.view().neighbour(id).is_none() {
-                changes.changed().await.expect("the peer runs");
-            }
-        };
-        tokio::time::timeout(Duration::from_secs(30), met).await.expect("connected to b");
-    }
-    drop(b);
-    for peer in [&a, &c] {
-        sees(peer, "demo.v1.B", |entries| entries.iter().all(|entry| entry.suspect)).await;
-    }
+    b.shutdown().await;
     a.shutdown().await;
     c.shutdown().await;
 }

@@ -73,7 +73,7 @@ fn local_configuration(data_dir: &Path, run_dir: Option<&Path>) -> String {
     let data_dir = json!(data_dir);
     let run_dir = run_dir.map_or_else(String::new, |path| format!("  runDir: {}\n", json!(path)));
     format!(
-        r#"# A Blackhole node. Every key is optional; flags win over this file.
+        r"# A Blackhole node. Every key is optional; flags win over this file.
 node:
   dataDir: {data_dir}
 {run_dir}  labels: {{}}
@@ -95,7 +95,7 @@ monitoring:
 
 plugins:
   namespaces: required    # off runs plugins without isolation, and says so
-"#
+"
     )
 }
 

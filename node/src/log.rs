@@ -34,11 +34,8 @@ pub fn start(filter: &str, json: bool, node_id: &str) -> Result<(), String> {
 fn ours_at(level: &str) -> String {
     let ours =
         ["node", "peer", "router", "gateway", "plugin_host", "link", "dht_registry", "bh_peer"];
-    let mut directives = String::from("error");
-    for name in ours {
-        directives.push_str(&format!(",{name}={level}"));
-    }
-    directives
+    let ours = ours.map(|name| format!("{name}={level}"));
+    format!("error,{}", ours.join(","))
 }
 
 struct JsonLines {

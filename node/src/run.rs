@@ -126,23 +126,19 @@ impl Build {
             router::Settings::default(),
             &mut registry,
         );
-        let peer = Peer::start(
-            peer_config(&settings, key.clone()),
-            peer::Ports {
-                store: database.space("peer"),
-                inbound: router.local_only(),
-                descriptors: Arc::new(local.clone()),
-            },
-        )
-        .await?;
-        let peer = Arc::new(peer);
+        let ports = peer::Ports {
+            store: database.space("peer"),
+            inbound: router.local_only(),
+            descriptors: Arc::new(local.clone()),
+        };
+        let peer = Arc::new(Peer::start(peer_config(&settings, key.clone()), ports).await?);
         let notices = peer.notices();
         peers.give(peer.links());
         let knowledge = Knowledge::new(Arc::clone(&peer), local, settings.labels.clone());
         lookup.give(Arc::new(knowledge.clone()));
         let stop = CancellationToken::new();
-        let routes = watch::Sender::new(0);
-        let catalog = MeshCatalog::new(knowledge.clone(), routes.subscribe(), stop.clone());
+        let tables = watch::Sender::new(0);
+        let catalog = MeshCatalog::new(knowledge.clone(), tables.subscribe(), stop.clone());
         let grpc = Grpc::new(Arc::new(router.clone()), Arc::new(catalog));
         let servers = TaskTracker::new();
         let door =
@@ -164,8 +160,6 @@ impl Build {
             unreachable: Mutex::default(),
             stop: stop.clone(),
         });
-        let Sockets { files, .. } = &sockets;
-        let files = files.clone();
         let running = Running {
             node,
             voice,
@@ -173,10 +167,10 @@ impl Build {
             peer,
             host_events,
             notices,
-            routes,
+            tables,
             servers,
             signals,
-            _files: files,
+            _files: Arc::clone(&sockets.files),
         };
         running.serve(sockets, &grpc, registry);
         Ok(running)
@@ -328,7 +322,7 @@ struct Running {
     peer: Arc<Peer>,
     host_events: mpsc::Receiver<HostEvent>,
     notices: tokio::sync::broadcast::Receiver<Notice>,
-    routes: watch::Sender<u64>,
+    tables: watch::Sender<u64>,
     servers: TaskTracker,
     signals: Signals,
     _files: Arc<SocketFiles>,
@@ -375,7 +369,7 @@ impl Running {
                     Some(event) => self.plugin_changed(event).await,
                     None => anyhow::bail!("the plugin host ended by itself; this is a fault of ours"),
                 },
-                changed = changes.changed() => match changed {
+                news = changes.changed() => match news {
                     Ok(()) => self.publish_routes(),
                     Err(_) => anyhow::bail!("the peer ended by itself; this is a fault of ours"),
                 },
@@ -425,7 +419,7 @@ impl Running {
 
     fn publish_routes(&self) {
         self.node.router.publish(self.node.knowledge.table());
-        self.routes.send_modify(|count| *count += 1);
+        self.tables.send_modify(|count| *count += 1);
     }
 
     fn note(&self, notice: &Notice) {

@@ -110,7 +110,7 @@ fn as_text(what: &Say<'_>) -> String {
             "bootstrap  {address} does not answer ({cause}); trying again in {retry_seconds:.0} s"
         ),
         Say::Warning(text) => format!("warning    {text}"),
-        Say::Plugin { name, state, detail } if detail.is_empty() => {
+        Say::Plugin { name, state, detail: "" } => {
             format!("plugin     {name}: {state}")
         }
         Say::Plugin { name, state, detail } => format!("plugin     {name}: {state} ({detail})"),

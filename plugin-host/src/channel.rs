@@ -164,7 +164,7 @@ impl Inner {
                         guard = guards.0;
                         self.forget(&connection);
                     }
-                    None => return Err(lost(&self.plugin, refused.error())),
+                    None => return Err(lost(&self.plugin, refused.error(), deadline)),
                 },
             }
         }
@@ -296,17 +296,16 @@ fn request(call: Call, now: Instant) -> Result<http::Request<Body>, Failure> {
 
 const GRPC_TIMEOUT: HeaderName = HeaderName::from_static("grpc-timeout");
 
-/// Source: gRPC over HTTP/2, *Timeout*: at most eight digits and a unit.
+/// Source: gRPC over HTTP/2, *Timeout*: at most eight digits and a unit. Rounded up, so that the
+/// node, which knows the caller's deadline, is the first to see it pass.
 fn timeout_header(left: Duration) -> HeaderValue {
     const DIGITS_MAX: u128 = 99_999_999;
-    let units = [
-        (left.as_nanos(), 'n'),
-        (left.as_micros(), 'u'),
-        (left.as_millis(), 'm'),
-        (u128::from(left.as_secs()), 'S'),
-    ];
-    let (value, unit) =
-        units.into_iter().find(|(value, _)| *value <= DIGITS_MAX).unwrap_or((DIGITS_MAX, 'S'));
+    let millis = left.as_micros().div_ceil(1_000);
+    let (value, unit) = if millis <= DIGITS_MAX {
+        (millis, 'm')
+    } else {
+        (millis.div_ceil(1_000).min(DIGITS_MAX), 'S')
+    };
     HeaderValue::from_str(&format!("{value}{unit}")).unwrap_or(HeaderValue::from_static("1S"))
 }
 

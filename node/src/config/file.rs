@@ -47,11 +47,11 @@ const TEXT_BYTES_MAX: usize = 4_096;
 const ENTRIES_MAX: usize = 256;
 /// Any interval or window.
 const DURATIONS: RangeInclusive<Duration> =
-    Duration::from_millis(10)..=Duration::from_secs(7 * 24 * 3_600);
+    Duration::from_millis(10)..=Duration::from_hours(7 * 24);
 
 /// What a manifest without a word on restarts means (paper 004).
 const RESTARTS_DEFAULT: i64 = 5;
-const RESTART_WINDOW_DEFAULT: Duration = Duration::from_secs(300);
+const RESTART_WINDOW_DEFAULT: Duration = Duration::from_mins(5);
 
 impl ConfigFile {
     /// Reads `text`, or tells everything that is wrong with it.

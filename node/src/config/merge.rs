@@ -140,7 +140,8 @@ fn refuse_clashes(settings: &Settings) -> Result<(), ConfigError> {
         [("--grpc", settings.grpc), ("--http", settings.http), ("--metrics", settings.metrics)];
     for (index, (one, address)) in listeners.iter().enumerate() {
         let Some(address) = address.filter(|address| address.port() != 0) else { continue };
-        for (other, _) in listeners[index + 1..].iter().filter(|(_, it)| *it == Some(address)) {
+        let clash = listeners[index + 1..].iter().find(|(_, it)| *it == Some(address));
+        if let Some((other, _)) = clash {
             return Err(ConfigError::Clash { one, other, address });
         }
     }

@@ -4,7 +4,7 @@ use std::{
     future::Future,
     pin::Pin,
     task::{Context, Poll, ready},
-    time::Instant,
+    time::{Duration, Instant},
 };
 
 use bytes::Bytes;
@@ -59,7 +59,8 @@ impl<G: Unpin> http_body::Body for ReplyBody<G> {
                 Some(Err(error)) => {
                     this.body = None;
                     // A status, once told, is the end; what breaks after it changes nothing.
-                    (!this.told).then(|| Err(lost(&this.plugin, &error)))
+                    let deadline = this.deadline.as_ref().map(|it| it.deadline().into_std());
+                    (!this.told).then(|| Err(lost(&this.plugin, &error, deadline)))
                 }
                 None => {
                     this.body = None;
@@ -86,8 +87,13 @@ impl<G: Unpin> http_body::Body for ReplyBody<G> {
     }
 }
 
-/// What a broken stream means.
-pub(super) fn lost(plugin: &str, error: &hyper::Error) -> Failure {
+/// A plugin counts a call's time by its own clock and may give up this much before the node does;
+/// what it breaks off then has met its deadline.
+const DEADLINE_SLACK: Duration = Duration::from_millis(10);
+
+/// What a broken stream means for a call with this deadline.
+pub(super) fn lost(plugin: &str, error: &hyper::Error, deadline: Option<Instant>) -> Failure {
+    let expired = deadline.is_some_and(|deadline| deadline <= Instant::now() + DEADLINE_SLACK);
     let mut source: Option<&(dyn std::error::Error + 'static)> = Some(error);
     while let Some(cause) = source {
         // The caller's own body failed: that is the failure.
@@ -102,6 +108,10 @@ pub(super) fn lost(plugin: &str, error: &hyper::Error) -> Failure {
             if refused || turned_away {
                 let message = format!("plugin {plugin} refused the call before it began");
                 return Failure::not_started(Reason::Busy, message);
+            }
+            if h2.is_reset() && h2.is_remote() && expired {
+                let message = format!("plugin {plugin} did not finish before the deadline");
+                return Failure::unknown(Reason::DeadlineExceeded, message);
             }
             if h2.is_reset() && h2.is_remote() {
                 let message = format!("plugin {plugin} broke the call off: {h2}");

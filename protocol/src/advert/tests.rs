@@ -109,6 +109,10 @@ fn time_bounds_are_exact() {
     assert!(at(NOW - CLOCK_SKEW_MILLIS_MAX).is_ok());
     let ahead_millis = CLOCK_SKEW_MILLIS_MAX + 1;
     assert_eq!(at(NOW - ahead_millis), Err(AdvertRejected::FromTheFuture { ahead_millis }));
+    // Late messages and wrong clocks are nobody's lie.
+    for now in [NOW - ahead_millis, NOW + ADVERT_TTL_MILLIS] {
+        assert!(!at(now).expect_err("out of time").is_hostile());
+    }
 }
 
 #[test]

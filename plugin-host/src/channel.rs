@@ -300,7 +300,7 @@ const GRPC_TIMEOUT: HeaderName = HeaderName::from_static("grpc-timeout");
 /// node, which knows the caller's deadline, is the first to see it pass.
 fn timeout_header(left: Duration) -> HeaderValue {
     const DIGITS_MAX: u128 = 99_999_999;
-    let millis = left.as_micros().div_ceil(1_000);
+    let millis = left.as_nanos().div_ceil(1_000_000);
     let (value, unit) = if millis <= DIGITS_MAX {
         (millis, 'm')
     } else {

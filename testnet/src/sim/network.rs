@@ -4,7 +4,7 @@
 
 use std::sync::Arc;
 
-use dht_registry::{Effect, Event, FetchId, Token, Verdict, wire::Reply};
+use dht_registry::{Effect, Event, FetchId, OfferRefused, Token, Verdict, wire::Reply};
 use protocol::{
     id::PeerId,
     limits::{LOOKUP_MILLIS_MAX, PROVIDER_TTL_SECONDS},
@@ -63,6 +63,9 @@ impl World {
                 Effect::DirectoryChanged => self.publish_directory(place),
                 Effect::LookupDone { id, found } => self.lookup_done(place, id, found)?,
                 Effect::Penalise(peer) => self.penalised(place, peer)?,
+                // A peer may offer no more than others would remember of it.
+                Effect::OfferRefused { reason: OfferRefused::Full { .. }, .. }
+                    if !self.plan.views_become_whole => {}
                 Effect::OfferRefused { reason, .. } => {
                     return Err(format!("peer {place} was refused an offer: {reason}"));
                 }

@@ -5,7 +5,9 @@ set -euo pipefail
 missing=()
 command -v c++ >/dev/null || missing+=(g++)
 command -v make >/dev/null || missing+=(make)
-if ! ls /usr/lib/llvm-*/lib/libclang*.so* /usr/lib/*/libclang*.so* >/dev/null 2>&1; then
+# Not libclang-cpp, which is another library: a digit, or `so`, follows the name.
+if ! compgen -G '/usr/lib/llvm-*/lib/libclang[-.][0-9s]*' >/dev/null &&
+  ! compgen -G '/usr/lib/*/libclang[-.][0-9s]*' >/dev/null; then
   missing+=(libclang-dev)
 fi
 

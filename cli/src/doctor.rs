@@ -116,6 +116,8 @@ pub async fn run(world: &World, terminal: &mut Terminal, json: bool) -> Result<E
     findings.push(directory("run directory", &run_dir));
     findings.push(socket_path(&world.places.admin_socket, &run_dir));
     findings.push(namespaces().await);
+    findings.push(landlock());
+    findings.push(seccomp());
     findings.extend(ports(status.as_ref()));
     findings.push(files(getrlimit(Resource::Nofile).current));
     findings.push(clock(SystemTime::now()));
@@ -322,6 +324,41 @@ async fn namespaces() -> Finding {
         }
         Ok(Err(error)) => Finding::warn(CHECK, format!("not tried: {error}"), advice),
         Err(_) => Finding::warn(CHECK, "the attempt did not end", advice),
+    }
+}
+
+/// Whether the kernel can confine what plugins do with files.
+fn landlock() -> Finding {
+    const CHECK: &str = "Landlock";
+    let advice = "boot with `lsm=landlock,…` on Linux 5.13 or later, or set \
+                  `plugins.landlock: off`; a plugin that needs it and has it not is refused";
+    match fs::read_to_string("/sys/kernel/security/lsm") {
+        Ok(modules) if modules.trim().split(',').any(|module| module == "landlock") => {
+            Finding::ok(CHECK, "among the security modules")
+        }
+        Ok(modules) => Finding::fail(CHECK, format!("not among them: {}", modules.trim()), advice),
+        Err(error) => Finding::warn(
+            CHECK,
+            format!("/sys/kernel/security/lsm: {error}"),
+            "`mount -t securityfs none /sys/kernel/security` to see; `blackhole plugin info` \
+             shows what is in force",
+        ),
+    }
+}
+
+/// Whether the kernel can filter plugins' system calls.
+fn seccomp() -> Finding {
+    const CHECK: &str = "seccomp";
+    const ACTIONS: &str = "/proc/sys/kernel/seccomp/actions_avail";
+    match fs::read_to_string(ACTIONS) {
+        Ok(actions) if actions.split_whitespace().any(|action| action == "errno") => {
+            Finding::ok(CHECK, "filters are available")
+        }
+        _ => Finding::fail(
+            CHECK,
+            format!("{ACTIONS} names no filters"),
+            "use a kernel with CONFIG_SECCOMP_FILTER, or set `plugins.seccomp: off`",
+        ),
     }
 }
 

@@ -94,7 +94,9 @@ monitoring:
   logLevel: info
 
 plugins:
-  namespaces: required    # off runs plugins without isolation, and says so
+  namespaces: required    # off runs plugins with less isolation, and says so
+  landlock: required      # what plugins do with files; off for kernels without it
+  seccomp: required       # which system calls plugins make
 "
     )
 }

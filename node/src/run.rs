@@ -13,7 +13,7 @@ use anyhow::Context;
 use gateway::{Grpc, serve_grpc, serve_http};
 use parking_lot::Mutex;
 use peer::{Notice, Peer, PeerConfig};
-use plugin_host::{Host, HostConfig, HostEvent, MeshDoor, NamespacePolicy};
+use plugin_host::{Host, HostConfig, HostEvent, LayerPolicy, MeshDoor, NamespacePolicy};
 use prometheus_client::registry::Registry;
 use protocol::{
     id::{InstanceId, NodeKey, PeerId},
@@ -260,6 +260,9 @@ fn host_config(settings: &Settings, id: PeerId) -> HostConfig {
     config.node_id = name_of(settings, id);
     config.namespaces =
         if settings.namespaces { NamespacePolicy::Required } else { NamespacePolicy::Off };
+    let layer = |asked| if asked { LayerPolicy::Required } else { LayerPolicy::Off };
+    config.landlock = layer(settings.landlock);
+    config.seccomp = layer(settings.seccomp);
     config.health = plugin_host::HealthCheck {
         interval: watch.health_interval,
         timeout: watch.health_timeout,

@@ -19,6 +19,10 @@ pub struct HostConfig {
     pub launcher: Vec<OsString>,
     /// Whether plugins run in namespaces of their own.
     pub namespaces: NamespacePolicy,
+    /// Whether Landlock confines what plugins do with files.
+    pub landlock: LayerPolicy,
+    /// Whether plugins' system calls are filtered.
+    pub seccomp: LayerPolicy,
     /// What a plugin that asks for the network gets.
     pub network: NetworkPolicy,
     /// Enforce `resources.memory` per process with `RLIMIT_DATA`.
@@ -38,7 +42,7 @@ pub struct HostConfig {
 }
 
 impl HostConfig {
-    /// The defaults: namespaces required, no network, health as in paper 004.
+    /// The defaults: every layer required, no network, health as in paper 004.
     pub fn new(run_dir: impl Into<PathBuf>, data_dir: impl Into<PathBuf>) -> Self {
         let this = std::env::current_exe().unwrap_or_else(|_| "/proc/self/exe".into());
         Self {
@@ -48,6 +52,8 @@ impl HostConfig {
             node_id: String::new(),
             launcher: vec![this.into_os_string(), launcher::LAUNCH_ARGUMENT.into()],
             namespaces: NamespacePolicy::Required,
+            landlock: LayerPolicy::Required,
+            seccomp: LayerPolicy::Required,
             network: NetworkPolicy::None,
             memory_limits: true,
             plugins_max: 256,
@@ -69,6 +75,16 @@ pub enum NamespacePolicy {
     /// None: plugins run as the node's user with the node's view of files, processes and network.
     /// Every status says that isolation is reduced. For machines that forbid namespaces, such as
     /// unprivileged containers.
+    Off,
+}
+
+/// Whether a further layer of the jail is asked for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum LayerPolicy {
+    /// A plugin for which it cannot be had is refused.
+    #[default]
+    Required,
+    /// It is left out, and missing among the layers that a plugin's status names.
     Off,
 }
 

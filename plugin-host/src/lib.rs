@@ -31,7 +31,7 @@ pub mod source;
 mod stats;
 pub mod status;
 
-pub use config::{HealthCheck, HostConfig, NamespacePolicy, NetworkPolicy};
+pub use config::{HealthCheck, HostConfig, LayerPolicy, NamespacePolicy, NetworkPolicy};
 pub use host::Host;
 pub use launcher::run_if_invoked;
 pub use lifecycle::State;

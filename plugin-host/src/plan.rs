@@ -11,11 +11,11 @@ use std::{
     time::Duration,
 };
 
-use launcher::{Bind, JailSpec, Limits, RootSpec};
+use launcher::{Bind, Internet, JailSpec, Limits, RootSpec};
 use protocol::manifest::{Listen, Permission};
 
 use crate::{
-    config::{HostConfig, NamespacePolicy, NetworkPolicy},
+    config::{HostConfig, LayerPolicy, NamespacePolicy, NetworkPolicy},
     source::{self, Program},
 };
 
@@ -150,8 +150,9 @@ pub(crate) fn jail(config: &HostConfig, program: &Program, instance: &str) -> Ja
     let name = manifest.name.as_str();
     let namespaces = config.namespaces == NamespacePolicy::Required;
     let paths = Paths::new(config, name);
+    let landlock = config.landlock == LayerPolicy::Required;
     let mut root = RootSpec::default();
-    if namespaces {
+    if namespaces || landlock {
         root = private_root(config, program, &paths);
     }
     let megabytes = |mb: u64| mb.saturating_mul(1 << 20);
@@ -164,6 +165,10 @@ pub(crate) fn jail(config: &HostConfig, program: &Program, instance: &str) -> Ja
         namespaces,
         host_network: shares_network(config, program),
         outside_id: outside_id(config, name),
+        cgroup: Vec::new(),
+        landlock,
+        seccomp: config.seccomp == LayerPolicy::Required,
+        internet: internet(config, program),
         root,
         limits: Limits {
             files: Some(resources.files_max.unwrap_or(FILES_DEFAULT)),
@@ -178,9 +183,25 @@ pub(crate) fn jail(config: &HostConfig, program: &Program, instance: &str) -> Ja
 
 /// True where the plugin keeps the node's network.
 pub(crate) fn shares_network(config: &HostConfig, program: &Program) -> bool {
-    config.namespaces == NamespacePolicy::Off
-        || (config.network == NetworkPolicy::Host
-            && program.manifest.permissions.contains(&Permission::Network))
+    config.namespaces == NamespacePolicy::Off || granted_network(config, program)
+}
+
+/// Which internet sockets it may have. Where it shares the node's network only because the
+/// operator turned namespaces off, Landlock and the system-call filter stand in for the network
+/// that it would not have had.
+fn internet(config: &HostConfig, program: &Program) -> Internet {
+    if config.namespaces == NamespacePolicy::Required || granted_network(config, program) {
+        return Internet::Any;
+    }
+    match program.manifest.listen {
+        Listen::Tcp(port) => Internet::Listen(port),
+        Listen::Unix | Listen::Fd => Internet::None,
+    }
+}
+
+fn granted_network(config: &HostConfig, program: &Program) -> bool {
+    config.network == NetworkPolicy::Host
+        && program.manifest.permissions.contains(&Permission::Network)
 }
 
 fn environment(
@@ -198,10 +219,15 @@ fn environment(
         }
     };
     let socket = inside(paths.plugin_socket(listen)).display().to_string();
+    let tmp = match config.namespaces {
+        // The machine's is everybody's, and Landlock shuts it.
+        NamespacePolicy::Off => paths.own().display().to_string(),
+        NamespacePolicy::Required => "/tmp".into(),
+    };
     let mut env = vec![
         ("PATH".into(), search_path(program)),
-        ("HOME".into(), "/tmp".into()),
-        ("TMPDIR".into(), "/tmp".into()),
+        ("HOME".into(), tmp.clone()),
+        ("TMPDIR".into(), tmp),
         ("LANG".into(), "C.UTF-8".into()),
         // Logs are lines as they are said, not blocks of eight kilobytes.
         ("PYTHONUNBUFFERED".into(), "1".into()),
@@ -251,22 +277,15 @@ fn private_root(config: &HostConfig, program: &Program, paths: &Paths) -> RootSp
             root.binds.push(read(path, true));
         }
     }
-    root.binds.push(Bind { own: false, optional: false, ..read(paths.mesh_socket(), true) });
-    if let Some(mesh) = root.binds.last_mut() {
-        mesh.target = Path::new(INSIDE).join("mesh.sock");
+    root.binds.push(place(paths.mesh_socket(), false));
+    let namespaces = config.namespaces == NamespacePolicy::Required;
+    if program.manifest.listen == Listen::Fd {
+        root.binds.push(place(paths.plugin_socket(Listen::Fd), false));
     }
-    let (source, writable) = match program.manifest.listen {
-        Listen::Fd => (paths.plugin_socket(Listen::Fd), false),
-        Listen::Unix | Listen::Tcp(_) => (paths.own(), true),
-    };
-    let below = source.file_name().unwrap_or_default().to_owned();
-    root.binds.push(Bind {
-        target: Path::new(INSIDE).join(below),
-        source,
-        writable,
-        own: false,
-        optional: false,
-    });
+    // Without namespaces it is also its `/tmp`.
+    if program.manifest.listen != Listen::Fd || !namespaces {
+        root.binds.push(place(paths.own(), true));
+    }
     root.masks = masks(config);
     root.files = files(program.manifest.name.as_str());
     if shares_network(config, program) {
@@ -274,6 +293,12 @@ fn private_root(config: &HostConfig, program: &Program, paths: &Paths) -> RootSp
         root.binds.push(read(resolve.into(), false));
     }
     root
+}
+
+/// A part of the plugin's place in the run directory, under its short name inside.
+fn place(source: PathBuf, writable: bool) -> Bind {
+    let target = Path::new(INSIDE).join(source.file_name().unwrap_or_default());
+    Bind { source, target, writable, own: false, optional: false }
 }
 
 /// What the program may read beside the system's, ancestors first.
@@ -351,9 +376,14 @@ pub(crate) fn warnings(config: &HostConfig, program: &Program) -> Vec<String> {
     if config.namespaces == NamespacePolicy::Off {
         warnings.push(
             "isolation is reduced: the operator turned namespaces off; the plugin sees the \
-             node's files, processes and network"
+             node's processes and network, and only Landlock keeps it from its files"
                 .into(),
         );
+    }
+    for (layer, policy) in [("landlock", config.landlock), ("seccomp", config.seccomp)] {
+        if policy == LayerPolicy::Off {
+            warnings.push(format!("isolation is reduced: the operator turned {layer} off"));
+        }
     }
     if program.manifest.resources.cpu_percent.is_some() {
         warnings.push("resources.cpu is not enforced by this version".into());
@@ -380,7 +410,7 @@ pub(crate) fn warnings(config: &HostConfig, program: &Program) -> Vec<String> {
 
 /// A program inside a covered directory could not be seen by itself.
 pub(crate) fn check(config: &HostConfig, program: &Program) -> Result<(), String> {
-    if config.namespaces == NamespacePolicy::Off {
+    if config.namespaces == NamespacePolicy::Off && config.landlock == LayerPolicy::Off {
         return Ok(());
     }
     let own = [Path::new(&program.argv[0]), program.working_dir.as_path()];

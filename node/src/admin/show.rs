@@ -48,8 +48,14 @@ fn warnings(node: &Node) -> Vec<String> {
         .map(|(address, why)| format!("bootstrap {address} does not answer: {why}; still trying"));
     let mut warnings = node.settings.warnings.clone();
     warnings.extend(bootstraps);
-    if !node.settings.namespaces {
-        warnings.push("plugins run without namespaces (plugins.namespaces: off)".into());
+    let settings = &node.settings;
+    let layers = [
+        ("namespaces", settings.namespaces),
+        ("landlock", settings.landlock),
+        ("seccomp", settings.seccomp),
+    ];
+    for (layer, _) in layers.into_iter().filter(|(_, required)| !required) {
+        warnings.push(format!("plugins run without {layer} (plugins.{layer}: off)"));
     }
     warnings
 }

@@ -31,6 +31,10 @@ pub struct ConfigFile {
     pub metrics_port: Option<u16>,
     pub log_level: Option<String>,
     pub namespaces: Option<bool>,
+    /// Whether plugins must be confined by Landlock.
+    pub landlock: Option<bool>,
+    /// Whether plugins' system calls must be filtered.
+    pub seccomp: Option<bool>,
     pub supervision: Supervision,
     pub services: BTreeMap<String, Service>,
     pub warnings: Vec<String>,
@@ -257,8 +261,15 @@ impl Reader {
     }
 
     fn plugins(&mut self, mut fields: Fields) {
-        let chosen = self.choice(&mut fields, "namespaces", &["required", "off"]);
-        self.file.namespaces = chosen.map(|chosen| chosen == "required");
+        let mut layer = |key| {
+            let chosen = self.choice(&mut fields, key, &["required", "off"]);
+            chosen.map(|chosen| chosen == "required")
+        };
+        let (namespaces, landlock) = (layer("namespaces"), layer("landlock"));
+        let seccomp = layer("seccomp");
+        self.file.namespaces = namespaces;
+        self.file.landlock = landlock;
+        self.file.seccomp = seccomp;
         fields.finish(&mut self.found);
     }
 

@@ -39,6 +39,8 @@ pub fn settings(args: RunArgs) -> Result<Settings, ConfigError> {
         log_level: args.mesh.log_level.or(file.log_level).unwrap_or_else(|| "info".into()),
         json: args.mesh.json,
         namespaces: file.namespaces.unwrap_or(true),
+        landlock: file.landlock.unwrap_or(true),
+        seccomp: file.seccomp.unwrap_or(true),
         supervision: file.supervision,
         services: file.services,
         warnings: file.warnings,

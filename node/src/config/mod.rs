@@ -49,6 +49,10 @@ pub struct Settings {
     pub json: bool,
     /// Whether plugins must have their own namespaces.
     pub namespaces: bool,
+    /// Whether plugins must be confined by Landlock.
+    pub landlock: bool,
+    /// Whether plugins' system calls must be filtered.
+    pub seccomp: bool,
     /// How plugins are watched.
     pub supervision: Supervision,
     /// Built-in services.

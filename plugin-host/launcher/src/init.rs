@@ -2,7 +2,6 @@
 //! host's request, forwards the wish to stop, and ends with the host.
 
 use std::{
-    ffi::CString,
     fs,
     io::{self, Read},
     os::fd::{AsFd, OwnedFd},
@@ -13,13 +12,14 @@ use rustix::{
     fs::{Mode, OFlags},
     net::{AddressFamily, RecvFlags, SendFlags, SocketAddrV4, SocketFlags, SocketType, ipproto},
     pipe::{PipeFlags, pipe_with},
-    process::{Pid, Resource, Rlimit, Signal, WaitOptions},
+    process::{Pid, Signal, WaitOptions},
 };
 
 use crate::{
     control::{self, Order, Report},
     jail::{Layer, Layers, Refusal},
-    spec::{JailSpec, Limits},
+    program::{self, Program},
+    spec::JailSpec,
     sys::{self, Fork},
 };
 
@@ -36,40 +36,29 @@ pub(crate) fn run(
     let program = match sys::fork().layer("program", "fork")? {
         Fork::Child => {
             drop(outcome);
-            let refusal = become_program(spec, control, listener.as_ref(), this);
-            let text = format!("{}\n{}\n{}", refusal.layer, refusal.advice, refusal.reason);
-            let _ = rustix::io::write(&told, text.as_bytes());
-            sys::exit_now(127)
+            let program = Program { spec, control, listener, parent: this, told };
+            sys::exit_now(program.begin())
         }
         Fork::Parent(program) => program,
     };
     drop((told, listener));
-    executed(outcome)?;
+    if !executed(outcome, &mut layers)? {
+        return Ok(());
+    }
     leave_standard_streams();
-    for layer in ["own-session", "closed-descriptors", "clean-environment", "rlimits"] {
-        layers.push(layer.into());
-    }
-    if spec.limits.data.is_some() {
-        layers.push("rlimit-memory".into());
-    }
     let mut init = Init { control, watch, program, namespaces: spec.namespaces };
     init.tell(&Report::Started { layers });
     init.serve();
     Ok(())
 }
 
-/// Waits until the program was executed, which closes the pipe, or says why not.
-fn executed(outcome: OwnedFd) -> Result<(), Refusal> {
+/// Waits until the program was executed, which closes the pipe, and adds the layers that it put
+/// on itself. False where it could not be; then the program has told the host why.
+fn executed(outcome: OwnedFd, layers: &mut Layers) -> Result<bool, Refusal> {
     let mut text = String::new();
     fs::File::from(outcome).read_to_string(&mut text).layer("launcher", "read")?;
-    if text.is_empty() {
-        return Ok(());
-    }
-    let mut parts = text.splitn(3, '\n');
-    let layer = if parts.next() == Some("exec") { "exec" } else { "program" };
-    let advised = parts.next() == Some(EXEC_ADVICE);
-    let refusal = Refusal::new(layer, parts.next().unwrap_or_default());
-    Err(if advised { refusal.advise(EXEC_ADVICE) } else { refusal })
+    layers.extend(text.lines().filter(|line| *line != program::REFUSED).map(String::from));
+    Ok(!text.ends_with(program::REFUSED))
 }
 
 /// The program's output is the program's alone, so that its end is seen.
@@ -79,97 +68,6 @@ fn leave_standard_streams() {
             let _ = sys::place(&null, number);
         }
     }
-}
-
-const EXEC_ADVICE: &str = "the program, its interpreter and its libraries must be visible inside \
-     the jail, readable and executable: name further directories as read paths";
-
-/// The last steps before exec; returns only if one fails.
-fn become_program(
-    spec: &JailSpec,
-    control: &OwnedFd,
-    listener: Option<&OwnedFd>,
-    parent: Pid,
-) -> Refusal {
-    match prepare(spec, control, listener, parent) {
-        Err(refusal) => refusal,
-        Ok((argv, env)) => {
-            let error = sys::exec(&argv[0], &argv, &env);
-            Refusal::new("exec", format!("{}: {error}", spec.argv[0])).advise(EXEC_ADVICE)
-        }
-    }
-}
-
-type Strings = Vec<CString>;
-
-fn prepare(
-    spec: &JailSpec,
-    control: &OwnedFd,
-    listener: Option<&OwnedFd>,
-    parent: Pid,
-) -> Result<(Strings, Strings), Refusal> {
-    sys::reset_signals();
-    rustix::process::setsid().layer("session", "setsid")?;
-    rustix::process::set_parent_process_death_signal(Some(Signal::KILL))
-        .layer("lifeline", "prctl")?;
-    if rustix::process::getppid() != Some(parent) {
-        return Err(Refusal::new("lifeline", "the first process has ended"));
-    }
-    limit(spec.limits)?;
-    rustix::process::chdir(&spec.working_dir).map_err(|error| {
-        Refusal::new("exec", format!("working directory {}: {error}", spec.working_dir.display()))
-            .advise(EXEC_ADVICE)
-    })?;
-    inside_root(spec)?;
-    control::send(control, &Report::Program, None, SendFlags::empty())
-        .layer("launcher", "tell the host")?;
-    let mut granted = 3;
-    let mut env = spec.env.clone();
-    if let Some(listener) = listener {
-        sys::place(listener, 3).layer("descriptors", "place the listener")?;
-        granted = 4;
-        env.push(("LISTEN_FDS".into(), "1".into()));
-        env.push(("LISTEN_PID".into(), rustix::process::getpid().as_raw_nonzero().to_string()));
-    }
-    sys::close_from(granted, false).layer("descriptors", "close_range")?;
-    if spec.argv.is_empty() {
-        return Err(Refusal::new("exec", "no program is named"));
-    }
-    let argv = strings(spec.argv.iter().cloned())?;
-    let env = strings(env.into_iter().map(|(name, value)| format!("{name}={value}")))?;
-    Ok((argv, env))
-}
-
-/// A working directory that escaped the root would be a way out of it (CVE-2024-21626).
-fn inside_root(spec: &JailSpec) -> Result<(), Refusal> {
-    let here = std::env::current_dir().layer("private-root", "working directory")?;
-    if spec.namespaces && !here.is_absolute() {
-        return Err(Refusal::new("private-root", "the working directory is outside of the jail"));
-    }
-    Ok(())
-}
-
-fn strings(texts: impl Iterator<Item = String>) -> Result<Strings, Refusal> {
-    texts.map(CString::new).collect::<Result<_, _>>().layer("exec", "a text contains a zero byte")
-}
-
-fn limit(limits: Limits) -> Result<(), Refusal> {
-    let wanted = [
-        (Resource::Core, Some(0), "core"),
-        (Resource::Nofile, limits.files, "open files"),
-        (Resource::Fsize, limits.file_size, "file size"),
-        (Resource::Data, limits.data, "memory"),
-        (Resource::Nproc, limits.processes, "processes"),
-    ];
-    for (resource, wanted, name) in wanted {
-        let Some(wanted) = wanted else { continue };
-        // More than the host itself may have cannot be given.
-        let most = rustix::process::getrlimit(resource).maximum.unwrap_or(u64::MAX);
-        let limit = Some(wanted.min(most));
-        rustix::process::setrlimit(resource, Rlimit { current: limit, maximum: limit })
-            .layer("rlimits", name)?;
-    }
-    Ok(())
 }
 
 struct Init<'a> {

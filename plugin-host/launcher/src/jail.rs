@@ -98,6 +98,7 @@ fn outside(spec: &JailSpec, control: &OwnedFd, listener: Option<OwnedFd>) -> Res
     let null = rustix::fs::open("/dev/null", rustix::fs::OFlags::RDONLY, rustix::fs::Mode::empty())
         .layer("descriptors", "open /dev/null")?;
     sys::place(&null, 0).layer("descriptors", "standard input")?;
+    join_cgroups(spec)?;
     prefer_plugins_when_memory_ends();
 
     // With an id of its own the program could not reach what only the host's user may read; so it
@@ -160,6 +161,22 @@ fn write_id_maps(spec: &JailSpec, first: Pid) -> Result<(), Refusal> {
     write("gid_map", format!("{INSIDE_ID} {group} 1"))
 }
 
+/// First of all, so that whatever follows is counted and limited.
+fn join_cgroups(spec: &JailSpec) -> Result<(), Refusal> {
+    for directory in &spec.cgroup {
+        let file = directory.join("cgroup.procs");
+        fs::write(&file, "0").layer("cgroup", &format!("join {}", directory.display())).map_err(
+            |refusal| {
+                refusal.advise(
+                    "give the node its own subtree of control groups (systemd: Delegate=yes), or \
+                     set the operator policy `plugins.cgroups: off`",
+                )
+            },
+        )?;
+    }
+    Ok(())
+}
+
 /// When memory ends, a plugin goes before the node does. Not a layer: without it the kernel
 /// chooses by size alone.
 fn prefer_plugins_when_memory_ends() {
@@ -202,6 +219,9 @@ impl Jail<'_> {
 /// Everything between the new namespaces and the fork of the program.
 fn build(spec: &JailSpec, trees: Option<Trees>, control: &OwnedFd) -> Result<Layers, Refusal> {
     let mut layers = Layers::new();
+    if !spec.cgroup.is_empty() {
+        layers.push("cgroup".into());
+    }
     // Away from the terminal's process group: Ctrl-C is for the node.
     rustix::process::setsid().layer("session", "setsid")?;
     if spec.namespaces {
@@ -228,12 +248,12 @@ fn build(spec: &JailSpec, trees: Option<Trees>, control: &OwnedFd) -> Result<Lay
         layers.push("private-root".into());
         no_more_user_namespaces()?;
         layers.push("no-nested-user-ns".into());
-        drop_capabilities()?;
-        layers.push("no-capabilities".into());
     } else {
         rustix::process::set_child_subreaper(Some(rustix::process::getpid()))
             .layer("lifeline", "become the reaper of what the plugin leaves")?;
     }
+    drop_capabilities()?;
+    layers.push("no-capabilities".into());
     rustix::thread::set_no_new_privs(true).layer("no-new-privs", "prctl")?;
     layers.push("no-new-privs".into());
     // The program runs under the same id: it must not be able to look into its first process.
@@ -285,6 +305,12 @@ fn no_more_user_namespaces() -> Result<(), Refusal> {
 
 fn drop_capabilities() -> Result<(), Refusal> {
     const LAYER: &str = "no-capabilities";
+    let has = rustix::thread::capabilities(None).layer(LAYER, "capget")?;
+    if (has.effective | has.permitted | has.inheritable).is_empty() {
+        // An ordinary user without namespaces. It may not shrink the bounding set, and with no
+        // new privileges it never gains what is in it.
+        return Ok(());
+    }
     for number in 0..64 {
         let Some(capability) = CapabilitySet::from_bits(1 << number) else { continue };
         match rustix::thread::remove_capability_from_bounding_set(capability) {

@@ -21,14 +21,17 @@
 pub mod control;
 mod init;
 mod jail;
+mod landlock;
+mod program;
 mod root;
+mod seccomp;
 pub mod spec;
 mod sys;
 
 use std::process::ExitCode;
 
 pub use control::{Order, Report};
-pub use spec::{Bind, JailSpec, Limits, RootSpec};
+pub use spec::{Bind, Internet, JailSpec, Limits, RootSpec};
 
 /// The first argument by which an executable is told to be the launcher.
 pub const LAUNCH_ARGUMENT: &str = "__launch";

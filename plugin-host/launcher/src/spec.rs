@@ -27,12 +27,37 @@ pub struct JailSpec {
     /// The user and group id that the program has outside. Only a host with rights over other ids
     /// may choose one; `None` keeps the host's own.
     pub outside_id: Option<u32>,
-    /// What the program sees of the file system; only with namespaces.
+    /// Directories of control groups that the launcher joins before anything else: one for
+    /// version 2, one per controller for version 1. Limits are set there before the start.
+    pub cgroup: Vec<PathBuf>,
+    /// Landlock is asked for: the program may touch what `root` lists and nothing else. Without
+    /// namespaces this is the barrier around files.
+    pub landlock: bool,
+    /// The system-call filter is asked for.
+    pub seccomp: bool,
+    /// Which internet sockets the program may use within the network it has.
+    pub internet: Internet,
+    /// What the program sees of the file system. Without namespaces it sees everything, and
+    /// Landlock refuses all but the sources of the binds.
     pub root: RootSpec,
     /// Resource limits.
     pub limits: Limits,
     /// One descriptor came with this spec: a bound listener that becomes descriptor 3.
     pub listener: bool,
+}
+
+/// Internet sockets of a program that shares a network with others. With an empty network of its
+/// own it may do as it likes there.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub enum Internet {
+    /// All that the network offers.
+    #[default]
+    Any,
+    /// TCP, to listen on this port, and no connection of its own: Landlock from version 4 on, and
+    /// the system-call filter.
+    Listen(u16),
+    /// None: the system-call filter.
+    None,
 }
 
 /// The private root: a read-only tmpfs with what is listed here.

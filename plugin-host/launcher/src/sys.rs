@@ -69,6 +69,27 @@ pub(crate) fn exec(program: &CStr, argv: &[CString], env: &[CString]) -> io::Err
     io::Error::last_os_error()
 }
 
+/// Replaces this process's program by an open file. Returns only on failure.
+pub(crate) fn exec_descriptor(file: impl AsFd, argv: &[CString], env: &[CString]) -> io::Error {
+    let argv = null_terminated(argv);
+    let env = null_terminated(env);
+    let number = file.as_fd().as_raw_fd();
+    // Needed: as `exec`; `fexecve` would go through /proc where the call fails.
+    // SAFETY: the path is an empty C string, allowed by AT_EMPTY_PATH; the descriptor is open;
+    // both arrays end with a null pointer and point to C strings that live until the call returns.
+    unsafe {
+        libc::syscall(
+            libc::SYS_execveat,
+            number,
+            c"".as_ptr(),
+            argv.as_ptr(),
+            env.as_ptr(),
+            libc::AT_EMPTY_PATH,
+        );
+    }
+    io::Error::last_os_error()
+}
+
 fn null_terminated(strings: &[CString]) -> Vec<*const libc::c_char> {
     strings.iter().map(|text| text.as_ptr()).chain([std::ptr::null()]).collect()
 }

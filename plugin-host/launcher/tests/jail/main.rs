@@ -1,131 +1,21 @@
-//! Real jails around `/bin/sh`. Each claim has a positive control outside the jail, so that a
-//! missing tool is a failed test and not a pass.
+//! Real jails around `/bin/sh` and around this test itself. Each claim has a positive control
+//! outside the jail, so that a missing tool is a failed test and not a pass.
+
+mod filter;
+mod landlock;
+mod user;
+mod world;
 
 use std::{
     io::Read,
-    os::fd::{AsFd, OwnedFd},
+    os::fd::AsFd,
     path::{Path, PathBuf},
-    process::{Child, Command, Stdio},
     time::{Duration, Instant},
 };
 
-use blackhole_launcher::{
-    Bind, JailSpec, Limits, Order, Report, RootSpec,
-    control::{self, Received},
-};
-use rustix::net::{
-    AddressFamily, RecvFlags, SendFlags, SocketFlags, SocketType, socketpair,
-    sockopt::set_socket_passcred,
-};
-
-const OUTSIDE_ID: u32 = 2_000_000_007;
-
-fn show(source: &str) -> Bind {
-    Bind {
-        source: source.into(),
-        target: source.into(),
-        writable: false,
-        own: false,
-        optional: true,
-    }
-}
-
-/// A jail in which `script` runs with what a shell needs and nothing else.
-fn spec(script: &str) -> JailSpec {
-    let system = ["/usr", "/bin", "/lib", "/lib64", "/sbin"].map(show).to_vec();
-    JailSpec {
-        name: "test".into(),
-        argv: vec!["/bin/sh".into(), "-c".into(), script.into()],
-        env: vec![("PATH".into(), "/usr/bin:/bin".into())],
-        working_dir: "/tmp".into(),
-        namespaces: true,
-        outside_id: rustix::process::getuid().is_root().then_some(OUTSIDE_ID),
-        root: RootSpec { binds: system, tmp_bytes: 1 << 20, ..RootSpec::default() },
-        ..JailSpec::default()
-    }
-}
-
-struct Running {
-    control: OwnedFd,
-    launcher: Child,
-    init: Option<u32>,
-    program: Option<u32>,
-}
-
-impl Running {
-    fn start(spec: &JailSpec) -> Self {
-        let (near, far) =
-            socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None)
-                .expect("socketpair");
-        set_socket_passcred(&near, true).expect("passcred");
-        let launcher = Command::new(env!("CARGO_BIN_EXE_bh-launcher"))
-            .env("SECRET_OF_THE_HOST", "x")
-            .stdin(Stdio::from(far))
-            .stdout(Stdio::piped())
-            .stderr(Stdio::inherit())
-            .spawn()
-            .expect("the launcher starts");
-        let order = Order::Launch(Box::new(spec.clone()));
-        control::send(&near, &order, None, SendFlags::empty()).expect("sent");
-        Self { control: near, launcher, init: None, program: None }
-    }
-
-    fn next(&mut self) -> Option<Received<Report>> {
-        let received = control::recv::<Report>(&self.control, RecvFlags::empty()).expect("read")?;
-        match &received.message {
-            Report::Init => self.init = received.pid,
-            Report::Program => self.program = received.pid,
-            _ => {}
-        }
-        Some(received)
-    }
-
-    /// Reports until the program runs.
-    fn started(&mut self) -> Vec<String> {
-        loop {
-            match self.next().expect("an answer").message {
-                Report::Started { layers } => return layers,
-                Report::Refused { layer, reason, .. } => panic!("{layer}: {reason}"),
-                _ => {}
-            }
-        }
-    }
-
-    /// Output and exit status of the whole run.
-    fn finish(mut self) -> (String, Option<i32>) {
-        let mut code = None;
-        while let Some(received) = self.next() {
-            match received.message {
-                Report::Ended { code: ended, .. } => code = ended,
-                Report::Refused { layer, reason, .. } => panic!("{layer}: {reason}"),
-                _ => {}
-            }
-        }
-        let mut text = String::new();
-        self.launcher.stdout.take().expect("piped").read_to_string(&mut text).expect("text");
-        self.launcher.wait().expect("reaped");
-        self.reap();
-        (text, code)
-    }
-
-    /// The first process is a child of this test.
-    fn reap(&self) {
-        if let Some(pid) = self.init.and_then(|pid| rustix::process::Pid::from_raw(pid as i32)) {
-            let _ = rustix::process::waitpid(Some(pid), rustix::process::WaitOptions::empty());
-        }
-    }
-}
-
-fn output(spec: &JailSpec) -> String {
-    let (text, code) = Running::start(spec).finish();
-    assert_eq!(code, Some(0), "{text}");
-    text
-}
-
-fn outside(script: &str) -> String {
-    let output = Command::new("/bin/sh").args(["-c", script]).output().expect("sh");
-    String::from_utf8(output.stdout).expect("text")
-}
+use blackhole_launcher::{Bind, Limits, Order, Report, control};
+use rustix::net::SendFlags;
+use world::{Running, output, outside, show, spec};
 
 #[test]
 fn the_program_sees_only_itself_and_its_first_process() {
@@ -306,14 +196,6 @@ fn a_program_that_does_not_exist_is_refused_by_exec() {
         }
     }
     running.finish_refused();
-}
-
-impl Running {
-    fn finish_refused(mut self) {
-        while self.next().is_some() {}
-        self.launcher.wait().expect("reaped");
-        self.reap();
-    }
 }
 
 /// Waits until the process is gone; what took longer than the promised second fails.

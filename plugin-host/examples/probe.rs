@@ -103,11 +103,9 @@ async fn serve(arguments: Vec<String>) {
     }
 }
 
-/// Without `unsafe`: asks the kernel for a copy of this process's own descriptor 3.
 fn descriptor_three() -> std::os::unix::net::UnixListener {
-    use rustix::process::{PidfdFlags, PidfdGetfdFlags, pidfd_getfd, pidfd_open};
-    let own = pidfd_open(rustix::process::getpid(), PidfdFlags::empty()).expect("a pidfd");
-    pidfd_getfd(own, 3, PidfdGetfdFlags::empty()).expect("descriptor 3 was passed").into()
+    let mut passed = listenfd::ListenFd::from_env();
+    passed.take_unix_listener(0).expect("a listener").expect("descriptor 3 was passed")
 }
 
 fn routes(options: &Options) -> Routes {

@@ -184,6 +184,23 @@ pub enum Plugin {
     Logs(Logs),
     /// Withdraw a plugin's services, let it finish, and end it
     Unload(Named),
+    /// Start a plugin again; of several instances one after the other
+    Restart(Named),
+    /// Read a plugin's manifest and program anew, and start what was read
+    Reload(Named),
+    /// Change how many processes of a plugin share its calls; the youngest end first
+    Scale(Scale),
+}
+
+/// `plugin scale`
+#[derive(Debug, Args)]
+#[command(after_help = "Example:\n  blackhole plugin scale counter 3")]
+pub struct Scale {
+    /// What the plugin is called, as `blackhole plugin list` shows it
+    pub name: String,
+    /// How many processes there shall be
+    #[arg(value_name = "N", value_parser = clap::value_parser!(u32).range(1..=1_000))]
+    pub instances: u32,
 }
 
 /// `plugin load`
@@ -214,6 +231,9 @@ pub struct Load {
     /// A path it may read, beside its own directory and the system's; may be repeated
     #[arg(long = "read", value_name = "PATH", conflicts_with = "path", value_hint = ValueHint::AnyPath)]
     pub read_paths: Vec<PathBuf>,
+    /// How many processes share its calls [default: what its manifest says, or 1]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=1_000))]
+    pub instances: Option<u32>,
     /// Return when the plugin is ready, or has failed
     #[arg(long)]
     pub wait: bool,
@@ -438,6 +458,10 @@ mod tests {
             "blackhole plugin logs counter --follow --tail 20",
             "blackhole plugin unload my-plugin",
             "blackhole plugin unload --name my-plugin",
+            "blackhole plugin load ./counter --instances 3",
+            "blackhole plugin restart counter",
+            "blackhole plugin reload counter",
+            "blackhole plugin scale counter 3",
             "blackhole services",
             "blackhole describe demo.v1.Counter",
             "blackhole call demo.v1.Counter/Add",
@@ -477,6 +501,9 @@ mod tests {
             "blackhole plugin load --exec y --listen tcp:0",
             "blackhole plugin load --exec y --listen tcp:99999",
             "blackhole plugin info",
+            "blackhole plugin scale counter",
+            "blackhole plugin scale counter 0",
+            "blackhole plugin scale counter many",
             "blackhole call demo.v1.Counter",
             "blackhole call demo.v1.Counter/Add --local --any",
             "blackhole call demo.v1.Counter/Add --local --peer x",

@@ -205,8 +205,8 @@ impl Table {
     }
 
     /// Adds a row; a cell is text, with a tone where it has one.
-    pub fn row<const N: usize>(&mut self, cells: [(String, Option<Tone>); N]) {
-        let cells = cells.map(|(text, tone)| {
+    pub fn row(&mut self, cells: impl IntoIterator<Item = (String, Option<Tone>)>) {
+        let cells = cells.into_iter().map(|(text, tone)| {
             let cell = Cell::new(clean(&text));
             match tone {
                 _ if !self.colour => cell,
@@ -218,7 +218,8 @@ impl Table {
                 Some(Tone::Strong) => cell.add_attribute(Attribute::Bold),
             }
         });
-        self.inner.add_row(cells.to_vec());
+        let cells: Vec<Cell> = cells.collect();
+        self.inner.add_row(cells);
     }
 
     /// The table as lines, without spaces at their ends.

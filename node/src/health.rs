@@ -22,17 +22,13 @@ impl HealthSource for Health {
 }
 
 fn report(node: &Node) -> HealthReport {
-    let mut services: std::collections::BTreeMap<_, _> =
+    let services: std::collections::BTreeMap<_, _> =
         node.host.list().into_iter().map(|it| (it.name.clone(), plugin(it))).collect();
-    for (name, service) in &node.settings.services {
-        if !service.enabled {
-            services.entry(name.clone()).or_insert_with(disabled);
-        }
-    }
     let ill: Vec<&str> = services
         .iter()
         .filter(|(_, it)| {
-            matches!(it.condition, PluginCondition::Unhealthy | PluginCondition::Failed)
+            use PluginCondition::{CrashLoop, Failed, Unhealthy};
+            matches!(it.condition, Unhealthy | Failed | CrashLoop)
         })
         .map(|(name, _)| name.as_str())
         .collect();
@@ -56,11 +52,12 @@ fn report(node: &Node) -> HealthReport {
 fn plugin(it: PluginStatus) -> PluginHealth {
     let condition = match (it.state, it.healthy) {
         (State::Running, true) => PluginCondition::Healthy,
-        (State::Running, false) => PluginCondition::Unhealthy,
+        (State::Running, false) | (State::Unhealthy, _) => PluginCondition::Unhealthy,
         (State::Discovered | State::Loaded | State::Initialised, _) => PluginCondition::Starting,
         (State::Draining, _) => PluginCondition::Draining,
         (State::Stopped, _) => PluginCondition::Stopped,
         (State::Failed, _) => PluginCondition::Failed,
+        (State::CrashLoop, _) => PluginCondition::CrashLoop,
     };
     PluginHealth {
         condition,
@@ -76,20 +73,5 @@ fn plugin(it: PluginStatus) -> PluginHealth {
         restarts: it.restarts,
         last_health_check: it.last_health_check.map(|at: SystemTime| show::time(Some(at))),
         offers: it.services.iter().map(ToString::to_string).collect(),
-    }
-}
-
-/// A service that the configuration switches off.
-fn disabled() -> PluginHealth {
-    PluginHealth {
-        condition: PluginCondition::Stopped,
-        reason: Some("disabled".into()),
-        version: env!("CARGO_PKG_VERSION").into(),
-        uptime: None,
-        process: None,
-        memory_limit_bytes: None,
-        restarts: 0,
-        last_health_check: None,
-        offers: Vec::new(),
     }
 }

@@ -191,6 +191,7 @@ struct Sockets {
     metrics: Option<TcpListener>,
     admin: UnixListener,
     mesh: UnixListener,
+    services: Vec<services::door::Listeners>,
     files: Arc<SocketFiles>,
 }
 
@@ -214,9 +215,16 @@ impl Sockets {
             listener.set_nonblocking(true)?;
             anyhow::Ok(UnixListener::from_std(listener)?)
         };
-        let paths = ["admin.sock", "mesh.sock"].map(|name| settings.run_dir.join(name));
+        let mut paths: Vec<PathBuf> =
+            ["admin.sock", "mesh.sock"].map(|name| settings.run_dir.join(name)).into();
+        let mut services = Vec::new();
+        for (name, service) in settings.services.iter().filter(|(_, service)| service.enabled) {
+            services.push(services::door::Listeners::bind(name, service).await?);
+            paths.extend(service.unix_socket.clone());
+        }
         Ok(Self {
-            files: Arc::new(SocketFiles(paths.into())),
+            files: Arc::new(SocketFiles(paths)),
+            services,
             grpc: bind("gRPC", "--grpc", settings.grpc).await?,
             http: bind("HTTP", "--http", settings.http).await?,
             metrics: bind("metrics", "--metrics", settings.metrics).await?,
@@ -269,6 +277,10 @@ fn host_config(settings: &Settings, id: PeerId) -> HostConfig {
         threshold: watch.unhealthy_threshold,
     };
     config.log_records_kept = watch.log_lines;
+    config.restart = watch.restart.clone();
+    config.plugins_max = watch.plugins_max;
+    config.groups = settings.groups.clone();
+    config.built_in = services::built_in(settings);
     config
 }
 
@@ -343,6 +355,9 @@ impl Running {
         let servers = &self.servers;
         servers.spawn(serve_grpc(sockets.admin, admin, Caller::Operator, stop(), DRAIN_MAX));
         servers.spawn(serve_grpc(sockets.mesh, mesh, Caller::Operator, stop(), DRAIN_MAX));
+        for listeners in sockets.services {
+            self.serve_alone(listeners);
+        }
         if let Some(listener) = sockets.grpc {
             servers.spawn(serve_grpc(listener, clients, Caller::Client, stop(), DRAIN_MAX));
         }
@@ -356,12 +371,28 @@ impl Running {
         }
     }
 
+    /// Serves one service on listeners of its own.
+    fn serve_alone(&self, listeners: services::door::Listeners) {
+        let services::door::Listeners { name, tcp, unix } = listeners;
+        let stop = || self.node.stop.clone();
+        let local = self.node.knowledge.local().clone();
+        let only = self.node.router.local_only();
+        let door = services::door::Door::new(&name, only, local, self.tables.subscribe(), stop());
+        let grpc = Grpc::new(Arc::new(door.clone()), Arc::new(door));
+        if let Some(listener) = tcp {
+            let serving = serve_grpc(listener, grpc.clone(), Caller::Client, stop(), DRAIN_MAX);
+            self.servers.spawn(serving);
+        }
+        if let Some(listener) = unix {
+            self.servers.spawn(serve_grpc(listener, grpc, Caller::Operator, stop(), DRAIN_MAX));
+        }
+    }
+
     async fn run(mut self) -> anyhow::Result<()> {
         for warning in &self.node.settings.warnings {
             self.voice.say(&Say::Warning(warning));
         }
         self.voice.say(&Say::Ready(&self.node.ready));
-        self.start_services().await;
         let mut changes = self.peer.changes();
         let stop = self.node.stop.clone();
         loop {
@@ -385,18 +416,6 @@ impl Running {
         }
         self.drain().await;
         Ok(())
-    }
-
-    /// Loads the built-in services that are switched on and not loaded from an earlier run.
-    async fn start_services(&self) {
-        for request in services::requests(&self.node.settings) {
-            let name = request.name.clone().unwrap_or_default();
-            if let Err(error) = self.node.host.load(request).await
-                && !matches!(error, plugin_host::LoadError::AlreadyLoaded(_))
-            {
-                self.voice.say(&Say::Warning(&format!("service {name}: {error}")));
-            }
-        }
     }
 
     async fn plugin_changed(&self, event: HostEvent) {

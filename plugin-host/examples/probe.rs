@@ -350,7 +350,7 @@ async fn host(arguments: &[String]) {
         command.argv.extend(arguments[2..].iter().cloned());
     }
     let source = Source::Exec(command);
-    let status = match host.load(LoadRequest { source, name: None, wait: true }).await {
+    let status = match host.load(LoadRequest { wait: true, ..LoadRequest::new(source) }).await {
         Ok(status) => status,
         Err(error) => {
             eprintln!("{error}");

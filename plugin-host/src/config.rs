@@ -1,6 +1,10 @@
 //! What the node tells its plugin host. Plain data; nothing here acts.
 
-use std::{ffi::OsString, path::PathBuf, time::Duration};
+use std::{collections::BTreeMap, ffi::OsString, path::PathBuf, time::Duration};
+
+use protocol::manifest::{Defaults, Resources, Restart};
+
+use crate::{group::Strategy, status::LoadRequest};
 
 /// How a host runs its plugins.
 #[derive(Debug, Clone)]
@@ -27,8 +31,16 @@ pub struct HostConfig {
     pub network: NetworkPolicy,
     /// Enforce `resources.memory` per process with `RLIMIT_DATA`.
     pub memory_limits: bool,
-    /// Plugins at once. A bound, so that a script in a loop cannot fill the machine.
+    /// Instances of plugins at once. A bound, so that a script in a loop cannot fill the machine.
     pub plugins_max: usize,
+    /// Jails that are built at once. More only wait for each other's namespaces in the kernel.
+    pub starts_max: usize,
+    /// When and how plugins are started again whose manifests do not say.
+    pub restart: Restart,
+    /// Groups by name. A manifest may name one that is not here: that has all defaults.
+    pub groups: BTreeMap<String, GroupConfig>,
+    /// The node's own services. Started with what was loaded before, and never remembered.
+    pub built_in: Vec<BuiltIn>,
     /// How long a start may take where the manifest does not say.
     pub start_timeout: Duration,
     /// How long a plugin may take to end after SIGTERM where the manifest does not say.
@@ -41,7 +53,38 @@ pub struct HostConfig {
     pub log_records_kept: usize,
 }
 
+/// Enough for a machine full of small plugins; seven descriptors each fit into the hard limit of
+/// 20,000 that small machines have.
+const PLUGINS_MAX: usize = 2_048;
+
+/// A service of the node itself.
+#[derive(Debug, Clone)]
+pub struct BuiltIn {
+    /// Its name; no plugin that was loaded before can have it.
+    pub name: String,
+    /// How it is started; `None` where the operator switched it off. Then it is shown as stopped.
+    pub request: Option<LoadRequest>,
+}
+
+/// A group of plugins: supervised and limited as one.
+#[derive(Debug, Clone, PartialEq, Default)]
+pub struct GroupConfig {
+    /// What the end of one means for the others.
+    pub strategy: Strategy,
+    /// Plugins that belong to it whatever their manifests say, in start order.
+    pub members: Vec<String>,
+    /// How often its members may be started again, all together.
+    pub restart: Restart,
+    /// What all of them may use together.
+    pub resources: Resources,
+}
+
 impl HostConfig {
+    /// What holds where a manifest is silent.
+    pub(crate) fn defaults(&self) -> Defaults {
+        Defaults { start_timeout: self.start_timeout, restart: self.restart.clone() }
+    }
+
     /// The defaults: every layer required, no network, health as in paper 004.
     pub fn new(run_dir: impl Into<PathBuf>, data_dir: impl Into<PathBuf>) -> Self {
         let this = std::env::current_exe().unwrap_or_else(|_| "/proc/self/exe".into());
@@ -56,7 +99,11 @@ impl HostConfig {
             seccomp: LayerPolicy::Required,
             network: NetworkPolicy::None,
             memory_limits: true,
-            plugins_max: 256,
+            plugins_max: PLUGINS_MAX,
+            starts_max: std::thread::available_parallelism().map_or(2, usize::from) * 2,
+            restart: Restart::default(),
+            groups: BTreeMap::new(),
+            built_in: Vec::new(),
             start_timeout: Duration::from_secs(30),
             stop_grace: Duration::from_secs(10),
             health: HealthCheck::default(),

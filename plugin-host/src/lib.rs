@@ -7,36 +7,46 @@
 //! Refuses: deciding who may call (the node's part), choosing between providers (the router's),
 //! and looking into the bytes of a call (nobody's).
 //!
-//! - `lifecycle`, `restart`: pure rules; time and chance are arguments.
+//! - `lifecycle`, `restart`, `order`, `group`, `beat`: pure rules; time and chance are arguments.
 //! - `source`: from a path or command line to a [`source::Program`] that can be started.
 //! - `process`: one process in its jail. `control`: the socket to its launcher.
 //! - `ready`, `descriptors`: what a new process is asked before anyone may call it.
 //! - `channel`: calls. `logs`, `stats`: what is seen of it.
-//! - `plugin`: the supervisor of one plugin. `host`: the actor that owns all supervisors.
+//! - `plugin`: the supervisor of one instance of a plugin. `siblings`: those of one group.
+//! - `host`: the owner of all supervisors.
 
 #![forbid(unsafe_code)]
 
+mod beat;
 mod channel;
 pub mod config;
 mod descriptors;
+pub mod group;
 mod host;
 pub mod lifecycle;
 pub mod logs;
+pub mod order;
 mod plan;
 mod plugin;
 mod process;
 mod ready;
 pub mod restart;
+mod roll;
+mod seat;
+mod siblings;
 pub mod source;
 mod stats;
 pub mod status;
 
-pub use config::{HealthCheck, HostConfig, LayerPolicy, NamespacePolicy, NetworkPolicy};
+pub use config::{
+    BuiltIn, GroupConfig, HealthCheck, HostConfig, LayerPolicy, NamespacePolicy, NetworkPolicy,
+};
+pub use group::Strategy;
 pub use host::Host;
 pub use launcher::run_if_invoked;
 pub use lifecycle::State;
 pub use logs::{LogRecord, LogStream, Logs};
 pub use status::{
-    Command, HostError, HostEvent, LoadError, LoadRequest, MeshDoor, PluginStatus, ReadyPlugin,
-    Source, UnknownPlugin, UnloadError,
+    ChangeError, Command, HostError, HostEvent, LoadError, LoadRequest, MeshDoor, Overrides,
+    PluginStatus, ReadyPlugin, Source, Transition, UnknownPlugin, UnloadError,
 };

@@ -2,11 +2,14 @@
 //!
 //! ```text
 //! discovered ─► loaded ─► initialised ─► running ─► draining ─► stopped
-//!                 ▲            │            │
-//!                 └── crash ───┴────────────┘      failed ◄── any of them that gives up
+//!                 ▲            │         │    ▲
+//!                 │            │         ▼    │
+//!                 │            │       unhealthy
+//!                 └── crash ───┴─────────┴────┘    failed, crash-loop ◄── whoever gives up
 //! ```
 //!
-//! `stopped` and `failed` are final: loading the plugin again begins a new life.
+//! `stopped`, `failed` and `crash-loop` are final: loading or restarting the plugin begins a new
+//! life. One that is recalled, for another start, drains first and is `loaded` again.
 
 use std::fmt;
 
@@ -21,12 +24,16 @@ pub enum State {
     Initialised,
     /// It answers calls.
     Running,
+    /// Its process runs and fails its health checks; its policy decides what becomes of it.
+    Unhealthy,
     /// It takes no new calls and finishes what it has.
     Draining,
     /// It ended as asked.
     Stopped,
     /// It ended for good, not as asked. Loading it anew is the way out.
     Failed,
+    /// It ended more often than its restart window allows, and is not started any more.
+    CrashLoop,
 }
 
 /// What moves a plugin from state to state.
@@ -38,10 +45,16 @@ pub enum Step {
     Started,
     /// It answers.
     BecameReady,
+    /// As many health checks in a row failed as its threshold says.
+    BecameUnhealthy,
     /// It ended, or was ended, and will be started again.
     Crashed,
+    /// It is ended because somebody asked for another start: an operator, or its group.
+    Recalled,
     /// It will not be started again.
     GaveUp,
+    /// It was started again too often, and will not be any more.
+    Looped,
     /// Unloading began.
     Drain,
     /// It ended as asked, or because its work was done.
@@ -51,17 +64,24 @@ pub enum Step {
 impl State {
     /// The state after `step`.
     pub fn after(self, step: Step) -> Result<Self, IllegalStep> {
-        use State::{Discovered, Draining, Failed, Initialised, Loaded, Running, Stopped};
+        use State::{
+            CrashLoop, Discovered, Draining, Failed, Initialised, Loaded, Running, Stopped,
+            Unhealthy,
+        };
         let next = match (self, step) {
             // A start that fails, and a run that crashes, both wait as `loaded`.
-            (Discovered, Step::Validated) | (Loaded | Initialised | Running, Step::Crashed) => {
-                Loaded
-            }
+            (Discovered, Step::Validated)
+            | (Loaded | Initialised | Running | Unhealthy, Step::Crashed)
+            | (Initialised | Running | Unhealthy | Draining, Step::Recalled) => Loaded,
             (Loaded, Step::Started) => Initialised,
             (Initialised, Step::BecameReady) => Running,
-            (Discovered | Loaded | Initialised | Running | Draining, Step::GaveUp) => Failed,
-            (Loaded | Initialised | Running, Step::Drain) => Draining,
-            (Loaded | Initialised | Running | Draining, Step::Ended) => Stopped,
+            (Running, Step::BecameUnhealthy) => Unhealthy,
+            (Discovered | Loaded | Initialised | Running | Unhealthy | Draining, Step::GaveUp) => {
+                Failed
+            }
+            (Loaded | Initialised | Running | Unhealthy | Draining, Step::Looped) => CrashLoop,
+            (Loaded | Initialised | Running | Unhealthy, Step::Drain) => Draining,
+            (Loaded | Initialised | Running | Unhealthy | Draining, Step::Ended) => Stopped,
             _ => return Err(IllegalStep { state: self, step }),
         };
         Ok(next)
@@ -69,7 +89,7 @@ impl State {
 
     /// True while there is, or will again be, a process without anybody asking for it.
     pub fn is_alive(self) -> bool {
-        !matches!(self, Self::Stopped | Self::Failed)
+        !matches!(self, Self::Stopped | Self::Failed | Self::CrashLoop)
     }
 
     /// The name shown to people.
@@ -79,9 +99,11 @@ impl State {
             Self::Loaded => "loaded",
             Self::Initialised => "initialised",
             Self::Running => "running",
+            Self::Unhealthy => "unhealthy",
             Self::Draining => "draining",
             Self::Stopped => "stopped",
             Self::Failed => "failed",
+            Self::CrashLoop => "crash-loop",
         }
     }
 }
@@ -108,21 +130,26 @@ mod tests {
 
     use super::*;
 
-    const STATES: [State; 7] = [
+    const STATES: [State; 9] = [
         State::Discovered,
         State::Loaded,
         State::Initialised,
         State::Running,
+        State::Unhealthy,
         State::Draining,
         State::Stopped,
         State::Failed,
+        State::CrashLoop,
     ];
-    const STEPS: [Step; 7] = [
+    const STEPS: [Step; 10] = [
         Step::Validated,
         Step::Started,
         Step::BecameReady,
+        Step::BecameUnhealthy,
         Step::Crashed,
+        Step::Recalled,
         Step::GaveUp,
+        Step::Looped,
         Step::Drain,
         Step::Ended,
     ];
@@ -140,6 +167,9 @@ mod tests {
             Ok(State::Initialised)
         );
         assert_eq!(walk(&[Validated, Started, Step::GaveUp]), Ok(State::Failed));
+        let ill = [Validated, Started, BecameReady, Step::BecameUnhealthy];
+        assert_eq!(walk(&ill), Ok(State::Unhealthy));
+        assert_eq!(walk(&[&ill[..], &[Step::Looped]].concat()), Ok(State::CrashLoop));
     }
 
     #[test]
@@ -161,19 +191,20 @@ mod tests {
         for step in STEPS {
             assert!(State::Stopped.after(step).is_err(), "{step:?}");
             assert!(State::Failed.after(step).is_err(), "{step:?}");
+            assert!(State::CrashLoop.after(step).is_err(), "{step:?}");
         }
     }
 
     proptest! {
         #[test]
-        fn draining_never_runs_again(
+        fn draining_never_runs_again_unless_recalled(
             steps in proptest::collection::vec(proptest::sample::select(STEPS.to_vec()), 0..64)
         ) {
             let mut state = State::Discovered;
             let mut drained = false;
             for step in steps {
                 let Ok(next) = state.after(step) else { continue };
-                drained |= next == State::Draining;
+                drained = step != Step::Recalled && (drained || next == State::Draining);
                 prop_assert!(!(drained && next == State::Running));
                 state = next;
             }

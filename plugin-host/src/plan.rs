@@ -16,6 +16,7 @@ use protocol::manifest::{Listen, Permission};
 
 use crate::{
     config::{HostConfig, LayerPolicy, NamespacePolicy, NetworkPolicy},
+    seat::Seat,
     source::{self, Program},
 };
 
@@ -82,16 +83,17 @@ const SECRETS: [&str; 12] = [
 /// Never bound over: the jail has its own.
 const OWN: [&str; 6] = ["/", "/proc", "/sys", "/dev", "/tmp", "/run"];
 
-/// The paths of one plugin on this machine.
+/// The paths of one instance of a plugin on this machine.
 #[derive(Debug, Clone)]
 pub(crate) struct Paths {
-    /// `<run-dir>/plugins/<name>`.
+    /// `<run-dir>/plugins/<key>`.
     pub(crate) directory: PathBuf,
 }
 
 impl Paths {
-    pub(crate) fn new(config: &HostConfig, name: &str) -> Self {
-        Self { directory: config.run_dir.join("plugins").join(name) }
+    /// For the instance with this [`Seat::key`].
+    pub(crate) fn new(config: &HostConfig, key: &str) -> Self {
+        Self { directory: config.run_dir.join("plugins").join(key) }
     }
 
     /// What the plugin may write to; holds its socket where it binds that itself.
@@ -118,9 +120,9 @@ impl Paths {
     }
 }
 
-/// The outside id of a plugin: its own, so that not even the same id connects two of them.
+/// The outside id of one instance of a plugin, by its [`Seat::key`]: its own, so that not even the same id connects two of them.
 /// Above every range that distributions give to people, services and containers.
-pub(crate) fn outside_id(config: &HostConfig, name: &str) -> Option<u32> {
+pub(crate) fn outside_id(config: &HostConfig, key: &str) -> Option<u32> {
     use sha2::{Digest, Sha256};
     const BASE: u32 = 2_000_000_000;
     let own = config.namespaces == NamespacePolicy::Required && commands_all_ids();
@@ -128,7 +130,7 @@ pub(crate) fn outside_id(config: &HostConfig, name: &str) -> Option<u32> {
         let hash = Sha256::new()
             .chain_update(config.run_dir.as_os_str().as_encoded_bytes())
             .chain_update([0])
-            .chain_update(name)
+            .chain_update(key)
             .finalize();
         BASE + (u32::from(hash[0]) << 16 | u32::from(hash[1]) << 8 | u32::from(hash[2]))
     })
@@ -144,12 +146,17 @@ fn commands_all_ids() -> bool {
     may && map.split_whitespace().eq(["0", "0", "4294967295"])
 }
 
-/// The jail of `program`.
-pub(crate) fn jail(config: &HostConfig, program: &Program, instance: &str) -> JailSpec {
+/// The jail of `program` in `seat`; `instance` is its run.
+pub(crate) fn jail(
+    config: &HostConfig,
+    program: &Program,
+    seat: &Seat,
+    instance: &str,
+) -> JailSpec {
     let manifest = &program.manifest;
-    let name = manifest.name.as_str();
+    let key = seat.key();
     let namespaces = config.namespaces == NamespacePolicy::Required;
-    let paths = Paths::new(config, name);
+    let paths = Paths::new(config, &key);
     let landlock = config.landlock == LayerPolicy::Required;
     let mut root = RootSpec::default();
     if namespaces || landlock {
@@ -158,13 +165,13 @@ pub(crate) fn jail(config: &HostConfig, program: &Program, instance: &str) -> Ja
     let megabytes = |mb: u64| mb.saturating_mul(1 << 20);
     let resources = &manifest.resources;
     JailSpec {
-        name: name.into(),
+        outside_id: outside_id(config, &key),
+        name: key,
         argv: program.argv.clone(),
         env: environment(config, program, &paths, instance),
         working_dir: program.working_dir.clone(),
         namespaces,
         host_network: shares_network(config, program),
-        outside_id: outside_id(config, name),
         cgroup: Vec::new(),
         landlock,
         seccomp: config.seccomp == LayerPolicy::Required,
@@ -451,6 +458,21 @@ mod tests {
 
     fn config() -> HostConfig {
         HostConfig::new("/run/bh", "/var/lib/bh")
+    }
+
+    fn jail(config: &HostConfig, program: &Program, instance: &str) -> JailSpec {
+        super::jail(config, program, &Seat::new("echo", 1, None), instance)
+    }
+
+    #[test]
+    fn instances_share_neither_directory_nor_user_nor_name() {
+        let program = program(&[]);
+        let second = super::jail(&config(), &program, &Seat::new("echo", 2, None), "i");
+        assert_eq!(second.name, "echo.2");
+        let mesh = Path::new("/run/bh/plugins/echo.2/mesh.sock");
+        assert!(second.root.binds.iter().any(|bind| bind.source == mesh));
+        let first = jail(&config(), &program, "i");
+        assert!(first.outside_id.is_none() || first.outside_id != second.outside_id);
     }
 
     #[test]

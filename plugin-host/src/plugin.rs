@@ -1,10 +1,13 @@
-//! The supervisor of one plugin: start, ready, watch, start again, drain, end.
+//! The supervisor of one instance of a plugin: start, ready, watch, start again, drain, end.
 //!
-//! One task per plugin, owned by the host. It alone moves the plugin's state; everybody else
-//! reads a copy.
+//! One task per instance, owned by the host. It alone moves the instance's state; everybody else
+//! reads a copy. What it is told from outside comes as an [`Order`]; that it shall end, as the
+//! cancellation of `stop`, which wins over every order.
 
 mod files;
 mod start;
+mod tell;
+mod watch;
 
 use std::{
     sync::Arc,
@@ -12,46 +15,65 @@ use std::{
 };
 
 use parking_lot::Mutex;
-use protocol::id::InstanceId;
+use protocol::{id::InstanceId, manifest::Restart};
 use tokio::{
-    sync::{mpsc, oneshot},
+    sync::{Semaphore, broadcast, mpsc, oneshot, watch as watching},
     time::{sleep, timeout},
 };
 use tokio_util::{sync::CancellationToken, task::AbortOnDropHandle};
 
 use crate::{
     channel::{Channel, Channels},
-    config::{HealthCheck, HostConfig},
+    config::HostConfig,
     lifecycle::{State, Step},
-    logs::{self, LogStream, Logs},
+    logs::{self, Logs},
     plan::Paths,
-    process::{End, Process, Spawner},
-    ready::{self, Health},
+    process::{Process, Spawner},
     restart::{Restarts, Verdict},
+    roll::Roll,
+    seat::Seat,
+    siblings::{Ended, Group},
     source::Program,
-    stats::Sampler,
-    status::{HostEvent, MeshDoor, PluginStatus},
+    status::{HostEvent, MeshDoor, PluginStatus, Transition},
 };
 
 pub(crate) use files::private_directory;
+use start::NotStarted;
+use watch::Watched;
 
 /// Log lines shown with a start that failed.
 pub(crate) const TAIL_LINES: usize = 12;
 
+/// Orders that may wait for a supervisor: its group's and its operator's, a few at most, for
+/// whoever gives one waits for what comes of it.
+pub(crate) const ORDERS: usize = 8;
+
 /// What a supervisor works with.
 pub(crate) struct Context {
     pub(crate) config: Arc<HostConfig>,
-    pub(crate) program: Program,
+    pub(crate) program: Arc<Program>,
+    pub(crate) seat: Seat,
     pub(crate) spawner: Spawner,
     pub(crate) channels: Arc<Channels>,
     pub(crate) door: Arc<dyn MeshDoor>,
     pub(crate) events: mpsc::Sender<HostEvent>,
+    pub(crate) transitions: broadcast::Sender<Transition>,
     pub(crate) logs: Logs,
     pub(crate) status: Arc<Mutex<PluginStatus>>,
+    pub(crate) phase: watching::Sender<Phase>,
     /// Since when the run that answers now is ready.
     pub(crate) ready_since: Arc<Mutex<Option<Instant>>>,
     /// Set when the plugin is to be drained and ended.
     pub(crate) stop: CancellationToken,
+    /// Jails that may be built at once.
+    pub(crate) starts: Arc<Semaphore>,
+    /// When the host began; all rounds of all plugins are counted from here.
+    pub(crate) epoch: Instant,
+    pub(crate) roll: Arc<Roll>,
+    /// Who decides about its restarts, if it is not alone.
+    pub(crate) group: Option<Arc<Group>>,
+    /// Its own policy, complete.
+    pub(crate) restart: Restart,
     /// It was loaded before and ran: then a failed start is a crash, not a mistake of whoever
     /// loads it.
     pub(crate) proven: bool,
@@ -59,6 +81,44 @@ pub(crate) struct Context {
 
 /// Told once: it became ready, or will not.
 pub(crate) type FirstStart = oneshot::Sender<Result<(), String>>;
+
+/// How far a supervisor is, for those who wait for it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Phase {
+    pub(crate) state: State,
+    /// Starts begun so far.
+    pub(crate) attempt: u64,
+    /// The last of them that is over; below `attempt` while there is, or may be, a process.
+    pub(crate) over: u64,
+}
+
+impl Phase {
+    pub(crate) const FIRST: Self = Self { state: State::Discovered, attempt: 0, over: 0 };
+}
+
+/// What a supervisor is told to do.
+#[derive(Debug, Clone)]
+pub(crate) enum Order {
+    /// End the present run, if there is one, and start again after a while.
+    Start {
+        /// How long after.
+        delay: Duration,
+        /// Who wants it and why.
+        why: String,
+    },
+    /// End the present run, if there is one, and wait for another order.
+    Hold(String),
+    /// End the present run, if there is one, and start no more: a crash loop.
+    GiveUp(String),
+}
+
+impl Order {
+    fn why(&self) -> &str {
+        match self {
+            Self::Start { why, .. } | Self::Hold(why) | Self::GiveUp(why) => why,
+        }
+    }
+}
 
 /// A run that is ready.
 struct Run {
@@ -80,23 +140,23 @@ impl Captures {
     }
 }
 
-/// Why a run is over.
-enum Over {
-    Stopped,
-    Ended(End),
-    Unhealthy(String),
+/// What a supervisor does next.
+enum Next {
+    Start(Duration),
+    Hold,
+    Over,
 }
 
-/// Supervises until the plugin is stopped or has failed. Nothing of it is left afterwards.
-pub(crate) async fn supervise(context: Context, first: FirstStart) {
+/// Supervises until the instance is stopped or has failed. Nothing of it is left afterwards.
+pub(crate) async fn supervise(context: Context, orders: mpsc::Receiver<Order>, first: FirstStart) {
     let supervisor = Supervisor {
-        restarts: Restarts::new(context.program.manifest.restart.clone()),
-        paths: Paths::new(&context.config, context.program.manifest.name.as_str()),
+        restarts: Restarts::new(context.restart.clone()),
+        paths: Paths::new(&context.config, &context.seat.key()),
         born: Instant::now(),
         first: Some(first),
         context,
     };
-    supervisor.run().await;
+    supervisor.run(orders).await;
 }
 
 struct Supervisor {
@@ -107,289 +167,219 @@ struct Supervisor {
     first: Option<FirstStart>,
 }
 
+/// The next order. Pending for ever once nobody can give one: then `stop` ends the supervisor.
+async fn told(orders: &mut mpsc::Receiver<Order>) -> Order {
+    match orders.recv().await {
+        Some(order) => order,
+        None => std::future::pending().await,
+    }
+}
+
 impl Supervisor {
-    async fn run(mut self) {
+    async fn run(mut self, mut orders: mpsc::Receiver<Order>) {
         self.step(Step::Validated, "");
         let door = match self.open_door() {
             Ok(door) => door,
             Err(error) => {
-                self.give_up(&format!("its mesh socket cannot be made: {error}"));
+                self.give_up(Step::GaveUp, &format!("its mesh socket cannot be made: {error}"));
                 self.remove_files();
                 return;
             }
         };
-        while self.one_run().await {}
+        let mut next = self.wait_for_needs().await;
+        loop {
+            next = match next {
+                Next::Start(delay) if delay.is_zero() => self.one_run(&mut orders).await,
+                Next::Start(delay) => self.pause(delay, &mut orders).await,
+                Next::Hold => self.hold(&mut orders).await,
+                Next::Over => break,
+            };
+        }
         drop(door);
         self.remove_files();
     }
 
-    /// One run, from start to end. False when there is to be no other.
-    async fn one_run(&mut self) -> bool {
+    /// Waits until all it depends on is ready: as long as it takes where it is known to work, and
+    /// as long as a start may take where somebody waits for the answer.
+    async fn wait_for_needs(&mut self) -> Next {
+        let limit = self.start_timeout();
+        let deadline = (!self.context.proven).then(|| Instant::now() + limit);
+        let program = Arc::clone(&self.context.program);
         let stop = self.context.stop.clone();
-        let started = tokio::select! {
-            biased;
-            () = stop.cancelled() => {
-                self.step(Step::Drain, "unloaded");
-                self.step(Step::Ended, "unloaded before it was ready");
-                self.forget_run();
-                self.tell_first(Err("it was unloaded before it was ready".into()));
-                return false;
-            }
-            started = self.start() => started,
-        };
-        let (clean, uptime, reason) = match started {
-            Ok(run) => {
-                let since = run.since;
-                match self.watch(run).await {
-                    None => return false,
-                    Some((clean, reason)) => (clean, Some(since.elapsed()), reason),
+        for need in &program.manifest.dependencies {
+            let name = need.name.as_str();
+            let mut presence = self.context.roll.watch(name);
+            self.explain(&format!("waits for {name} to be ready"));
+            let there = presence.wait_for(|it| {
+                it.ready > 0 && it.version.as_ref().is_some_and(|have| need.version.matches(have))
+            });
+            let late = async {
+                match deadline {
+                    Some(deadline) => tokio::time::sleep_until(deadline.into()).await,
+                    None => std::future::pending().await,
+                }
+            };
+            tokio::select! {
+                biased;
+                () = stop.cancelled() => return self.stopped("unloaded before it was ready"),
+                _ = there => {}
+                () = late => {
+                    let text = format!("dependencies: {name} was not ready after {limit:?}");
+                    self.give_up(Step::GaveUp, &text);
+                    return Next::Over;
                 }
             }
-            Err(reason) if !self.context.proven => {
-                // Whoever loads it wants to know, not to wait for five more of the same.
-                self.give_up(&reason);
-                return false;
-            }
-            Err(reason) => (false, None, reason),
+        }
+        self.explain("");
+        Next::Start(Duration::ZERO)
+    }
+
+    /// One run, from start to end.
+    async fn one_run(&mut self, orders: &mut mpsc::Receiver<Order>) -> Next {
+        let stop = self.context.stop.clone();
+        self.context.phase.send_modify(|phase| phase.attempt += 1);
+        let started = tokio::select! {
+            biased;
+            () = stop.cancelled() => return self.stopped("unloaded before it was ready"),
+            order = told(orders) => return self.obey(order),
+            started = self.start() => started,
         };
-        self.again(clean, uptime, &reason).await
+        match started {
+            Ok(run) => {
+                let since = run.since;
+                match self.watch(run, orders).await {
+                    Watched::Stopped => self.stopped("unloaded"),
+                    Watched::Ordered(order) => self.obey(order),
+                    Watched::Ended { clean, reason } => {
+                        self.again(clean, Some(since.elapsed()), &reason).await
+                    }
+                }
+            }
+            Err(NotStarted { reason, retry }) if self.context.proven && retry => {
+                self.again(false, None, &reason).await
+            }
+            // Whoever loads it wants to know, not to wait for five more of the same; and what was
+            // refused would be refused again.
+            Err(NotStarted { reason, .. }) => {
+                self.give_up(Step::GaveUp, &reason);
+                Next::Over
+            }
+        }
     }
 
     /// After an end that nobody asked for: wait and start again, or not.
-    async fn again(&mut self, clean: bool, uptime: Option<Duration>, reason: &str) -> bool {
-        let now = self.born.elapsed().as_millis() as u64;
-        let verdict = self.restarts.after_end(clean, uptime, now, rand::random::<f64>());
+    async fn again(&mut self, clean: bool, uptime: Option<Duration>, reason: &str) -> Next {
         if !clean {
             self.context.status.lock().crashes += 1;
         }
-        match verdict {
+        if self.restarts.leaves(clean) {
+            self.step(if clean { Step::Ended } else { Step::GaveUp }, reason);
+            self.warn(&format!("{reason}; its restart policy leaves it so"));
+            self.tell_first(Err(reason.into()));
+            return Next::Over;
+        }
+        if let Some(group) = self.context.group.clone() {
+            let text = format!("{reason}; its group {} decides", group.name());
+            self.step(Step::Crashed, &text);
+            self.warn(&format!(
+                "{text}; the node and plugins of no or other groups are unaffected"
+            ));
+            let phase = *self.context.phase.borrow();
+            let ended = Ended {
+                key: self.context.seat.key(),
+                attempt: phase.attempt,
+                uptime,
+                reason: reason.into(),
+            };
+            let stop = self.context.stop.clone();
+            tokio::select! {
+                () = stop.cancelled() => {}
+                () = group.ended(ended) => {}
+            }
+            return Next::Hold;
+        }
+        let now = self.born.elapsed().as_millis() as u64;
+        match self.restarts.after_end(clean, uptime, now, rand::random::<f64>()) {
             Verdict::Again(delay) => {
                 let wait = format!("{reason}; starting again in {:.1} s", delay.as_secs_f64());
                 self.step(Step::Crashed, &wait);
                 self.warn(&format!("{wait}; the node and its other plugins are unaffected"));
-                let stop = self.context.stop.clone();
-                tokio::select! {
-                    () = stop.cancelled() => {
-                        self.step(Step::Drain, "unloaded");
-                        self.step(Step::Ended, "unloaded");
-                        return false;
-                    }
-                    () = sleep(delay) => {}
-                }
-                let mut status = self.context.status.lock();
-                status.restarts += 1;
-                status.last_restart = Some(SystemTime::now());
-                true
+                Next::Start(delay)
             }
-            Verdict::Leave => {
-                self.step(if clean { Step::Ended } else { Step::GaveUp }, reason);
-                self.warn(&format!("{reason}; its restart policy leaves it so"));
-                false
-            }
+            // Judged above already.
+            Verdict::Leave => Next::Over,
             Verdict::GiveUp { restarts, window } => {
                 let text = format!(
                     "crash loop: {reason}; it was started again {restarts} times within {} s and \
-                     is given up; load it again once the cause is mended",
+                     is given up; load or restart it once the cause is mended",
                     window.as_secs()
                 );
-                self.give_up(&text);
-                false
+                self.give_up(Step::Looped, &text);
+                Next::Over
             }
         }
     }
 
-    /// Watches a ready run to its end. `None`: it was stopped as asked. Otherwise whether it
-    /// ended cleanly, and why.
-    async fn watch(&mut self, run: Run) -> Option<(bool, String)> {
+    /// The wait before another start.
+    async fn pause(&mut self, delay: Duration, orders: &mut mpsc::Receiver<Order>) -> Next {
         let stop = self.context.stop.clone();
-        let over = tokio::select! {
+        tokio::select! {
             biased;
-            () = stop.cancelled() => Over::Stopped,
-            end = run.process.ended() => Over::Ended(end),
-            reason = self.watch_health(&run) => Over::Unhealthy(reason),
-            () = self.watch_stats(&run) => unreachable!("sampling never ends"),
-        };
-        let reason = match &over {
-            Over::Stopped => "unloaded".to_owned(),
-            Over::Ended(end) => format!("it ended: {end}"),
-            Over::Unhealthy(reason) => reason.clone(),
-        };
-        // First nobody new comes, then what is there is finished.
-        self.context.channels.remove(run.instance);
-        if matches!(over, Over::Stopped) {
-            self.step(Step::Drain, "unloaded");
+            () = stop.cancelled() => return self.stopped("unloaded"),
+            order = told(orders) => return self.obey(order),
+            () = sleep(delay) => {}
         }
-        self.gone(run.instance, &reason).await;
-        let grace = self.stop_grace();
-        let Run { process, channel, captures, .. } = run;
-        let clean = match over {
-            Over::Ended(end) => {
-                process.stop(Duration::ZERO).await;
-                end.is_clean()
-            }
-            Over::Unhealthy(_) => {
-                process.stop(grace / 2).await;
-                false
-            }
-            Over::Stopped => {
-                self.drain(process, &channel, grace).await;
-                true
-            }
-        };
-        channel.close().await;
-        captures.finish().await;
+        self.count_restart();
+        Next::Start(Duration::ZERO)
+    }
+
+    async fn hold(&mut self, orders: &mut mpsc::Receiver<Order>) -> Next {
+        let stop = self.context.stop.clone();
+        tokio::select! {
+            biased;
+            () = stop.cancelled() => self.stopped("unloaded"),
+            order = told(orders) => self.obey(order),
+        }
+    }
+
+    /// Does what it is told; there is no process any more.
+    fn obey(&mut self, order: Order) -> Next {
         self.forget_run();
-        if self.context.stop.is_cancelled() {
-            if self.state() != State::Draining {
-                self.step(Step::Drain, "unloaded");
-            }
-            self.step(Step::Ended, "unloaded");
-            return None;
+        if let Order::GiveUp(why) = order {
+            self.give_up(Step::Looped, &why);
+            return Next::Over;
         }
-        Some((clean, reason))
-    }
-
-    /// Half of the grace for calls in flight, half for the program's own end.
-    async fn drain(&self, process: Process, channel: &Arc<Channel>, grace: Duration) {
-        let idle = timeout(grace / 2, channel.idle()).await.is_ok();
-        let pid = process.pid;
-        let logs = &self.context.logs;
-        if !idle {
-            logs.supervisor("warn", pid, "calls were still in flight when it was told to end");
-        }
-        let (end, by_itself) = process.stop(grace / 2).await;
-        if by_itself {
-            logs.supervisor("info", pid, format!("it ended as asked: {end}"));
+        if self.state() == State::Loaded {
+            self.explain(order.why());
+            self.context.phase.send_modify(|phase| phase.over = phase.attempt);
         } else {
-            let text =
-                format!("it did not end within {:?} after SIGTERM and was killed", grace / 2);
-            logs.supervisor("warn", pid, text);
+            self.step(Step::Recalled, order.why());
         }
-    }
-
-    /// Ends with a reason once the plugin is unhealthy.
-    async fn watch_health(&self, run: &Run) -> String {
-        if !run.probed {
-            return std::future::pending().await;
-        }
-        let settings = self.health_settings();
-        let service = self.context.program.manifest.health.service.clone();
-        let mut failed = 0;
-        loop {
-            sleep(settings.interval).await;
-            let health = ready::probe(&run.channel, &service, settings.timeout).await;
-            let healthy = !matches!(health, Health::Not(_));
-            {
-                let mut status = self.context.status.lock();
-                status.healthy = healthy;
-                status.last_health_check = Some(SystemTime::now());
+        self.context.logs.supervisor("info", 0, order.why());
+        match order {
+            Order::Start { delay, .. } if delay.is_zero() => {
+                self.count_restart();
+                Next::Start(delay)
             }
-            if let Health::Not(reason) = health {
-                failed += 1;
-                self.warn(&format!(
-                    "health check {failed} of {} failed: {reason}",
-                    settings.threshold
-                ));
-                if failed >= settings.threshold {
-                    return format!("unhealthy: {failed} health checks in a row failed: {reason}");
-                }
-            } else {
-                failed = 0;
-            }
+            Order::Start { delay, .. } => Next::Start(delay),
+            Order::Hold(_) | Order::GiveUp(_) => Next::Hold,
         }
     }
 
-    async fn watch_stats(&self, run: &Run) {
-        let mut sampler = Sampler::new(run.process.init);
-        loop {
-            let sample = sampler.sample(Instant::now());
-            {
-                let mut status = self.context.status.lock();
-                status.memory_bytes = sample.memory_bytes;
-                status.cpu_percent = sample.cpu_percent;
-                status.threads = sample.threads;
-                status.open_files = sample.open_files;
-            }
-            sleep(self.context.config.stats_interval).await;
+    /// It ends because it was asked to.
+    fn stopped(&mut self, why: &str) -> Next {
+        self.forget_run();
+        if self.state() != State::Draining {
+            self.step(Step::Drain, why);
         }
+        self.step(Step::Ended, why);
+        self.tell_first(Err("it was unloaded before it was ready".into()));
+        Next::Over
     }
 
-    fn health_settings(&self) -> HealthCheck {
-        let asked = &self.context.program.manifest.health;
-        let default = self.context.config.health;
-        HealthCheck {
-            interval: asked.interval.unwrap_or(default.interval),
-            timeout: asked.timeout.unwrap_or(default.timeout),
-            threshold: asked.threshold.unwrap_or(default.threshold),
-        }
-    }
-
-    fn stop_grace(&self) -> Duration {
-        self.context.program.manifest.stop_grace.unwrap_or(self.context.config.stop_grace)
-    }
-
-    async fn gone(&self, instance: InstanceId, reason: &str) {
-        let event = HostEvent::Gone { name: self.name(), instance, reason: reason.into() };
-        // A node that no longer listens is shutting down.
-        let _ = self.context.events.send(event).await;
-    }
-
-    fn forget_run(&self) {
-        *self.context.ready_since.lock() = None;
+    fn count_restart(&self) {
         let mut status = self.context.status.lock();
-        status.pid = None;
-        status.instance = None;
-        status.healthy = false;
-        status.memory_bytes = 0;
-        status.cpu_percent = 0.0;
-        status.threads = 0;
-        status.open_files = 0;
-    }
-
-    fn give_up(&mut self, reason: &str) {
-        self.step(Step::GaveUp, reason);
-        let tail = self.context.logs.tail(TAIL_LINES);
-        let said = tail.iter().filter(|record| record.stream != LogStream::Supervisor);
-        let last: Vec<&str> = said.map(|record| record.message.as_str()).collect();
-        tracing::error!(
-            plugin = %self.name(),
-            %reason,
-            last_lines = ?last,
-            "plugin FAILED; the node and its other plugins are unaffected"
-        );
-        self.context.logs.supervisor("error", 0, format!("failed: {reason}"));
-        self.tell_first(Err(reason.into()));
-    }
-
-    fn warn(&self, text: &str) {
-        let pid = self.context.status.lock().pid.unwrap_or(0);
-        self.context.logs.supervisor("warn", pid, text);
-        tracing::warn!(plugin = %self.name(), "{text}");
-    }
-
-    fn tell_first(&mut self, outcome: Result<(), String>) {
-        if let Some(first) = self.first.take() {
-            // Whoever loaded it may not wait.
-            let _ = first.send(outcome);
-        }
-    }
-
-    fn step(&self, step: Step, reason: &str) {
-        let mut status = self.context.status.lock();
-        match status.state.after(step) {
-            Ok(state) => {
-                status.state = state;
-                status.reason = reason.into();
-            }
-            Err(illegal) => tracing::error!(plugin = %status.name, %illegal, "supervisor's fault"),
-        }
-    }
-
-    fn state(&self) -> State {
-        self.context.status.lock().state
-    }
-
-    fn name(&self) -> String {
-        self.context.program.manifest.name.to_string()
+        status.restarts += 1;
+        status.last_restart = Some(SystemTime::now());
     }
 }

@@ -48,6 +48,12 @@ impl StartFailure {
     pub(crate) fn new(layer: &str, reason: impl fmt::Display) -> Self {
         Self { layer: layer.into(), reason: reason.to_string(), advice: String::new() }
     }
+
+    /// The same start would be refused again: the sandbox or the program itself says no. What the
+    /// host's own side could not do (a socket, a fork, a jail in time) may go better later.
+    pub(crate) fn is_final(&self) -> bool {
+        !matches!(self.layer.as_str(), "launcher" | "program" | "sockets")
+    }
 }
 
 impl fmt::Display for StartFailure {

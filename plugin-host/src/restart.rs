@@ -48,6 +48,15 @@ impl Restarts {
         Self { policy, history: VecDeque::new(), streak: 0 }
     }
 
+    /// Whether an end of this kind is left as it is, by the policy alone.
+    pub fn leaves(&self, clean: bool) -> bool {
+        match self.policy.when {
+            RestartWhen::Never => true,
+            RestartWhen::OnFailure => clean,
+            RestartWhen::Always => false,
+        }
+    }
+
     /// Judges a run that ended at `now` (milliseconds of any monotonic clock) after `uptime`
     /// (`None` where it never became ready). `clean` is an exit with status 0. `chance` is
     /// uniform in `0..1`.
@@ -58,10 +67,8 @@ impl Restarts {
         now: u64,
         chance: f64,
     ) -> Verdict {
-        match self.policy.when {
-            RestartWhen::Never => return Verdict::Leave,
-            RestartWhen::OnFailure if clean => return Verdict::Leave,
-            RestartWhen::OnFailure | RestartWhen::Always => {}
+        if self.leaves(clean) {
+            return Verdict::Leave;
         }
         if uptime.is_some_and(|uptime| uptime >= STABLE) {
             self.streak = 0;

@@ -5,11 +5,10 @@ use std::{
     fs,
     os::unix::fs::PermissionsExt,
     path::{Path, PathBuf},
-    time::Duration,
 };
 
 use bytes::Bytes;
-use protocol::manifest::{Isolation, Listen, Manifest, PluginName};
+use protocol::manifest::{Defaults, Isolation, Listen, Manifest, PluginName};
 
 use crate::status::{Command, LoadError, Source};
 
@@ -42,10 +41,10 @@ pub struct Program {
 pub fn resolve(
     source: &Source,
     name: Option<&str>,
-    start_timeout_default: Duration,
+    defaults: &Defaults,
 ) -> Result<Program, LoadError> {
     let mut program = match source {
-        Source::Path(path) => from_path(path, start_timeout_default)?,
+        Source::Path(path) => from_path(path, defaults)?,
         Source::Exec(command) => from_command(command)?,
     };
     if let Some(name) = name {
@@ -63,7 +62,7 @@ fn unreadable(path: &Path, cause: impl std::fmt::Display) -> LoadError {
     LoadError::Unreadable { path: path.into(), cause: format!("{cause}") }
 }
 
-fn from_path(path: &Path, start_timeout_default: Duration) -> Result<Program, LoadError> {
+fn from_path(path: &Path, defaults: &Defaults) -> Result<Program, LoadError> {
     let path = std::path::absolute(path).map_err(|error| unreadable(path, error))?;
     let metadata = fs::metadata(&path).map_err(|error| unreadable(&path, error))?;
     if metadata.is_dir() {
@@ -72,11 +71,11 @@ fn from_path(path: &Path, start_timeout_default: Duration) -> Result<Program, Lo
             let cause = format!("it is a directory without {MANIFEST_FILE}");
             return Err(unreadable(&path, cause));
         }
-        return from_manifest(&manifest, start_timeout_default);
+        return from_manifest(&manifest, defaults);
     }
     let yaml = path.extension().is_some_and(|end| end == "yaml" || end == "yml");
     if yaml {
-        return from_manifest(&path, start_timeout_default);
+        return from_manifest(&path, defaults);
     }
     if metadata.permissions().mode() & 0o111 == 0 {
         let cause = format!(
@@ -91,11 +90,10 @@ fn from_path(path: &Path, start_timeout_default: Duration) -> Result<Program, Lo
     Ok(program)
 }
 
-fn from_manifest(path: &Path, start_timeout_default: Duration) -> Result<Program, LoadError> {
+fn from_manifest(path: &Path, defaults: &Defaults) -> Result<Program, LoadError> {
     let bytes = fs::read(path).map_err(|error| unreadable(path, error))?;
     let refused = |cause: String| LoadError::Manifest { path: path.into(), cause };
-    let manifest = Manifest::parse(&bytes, start_timeout_default)
-        .map_err(|error| refused(error.to_string()))?;
+    let manifest = Manifest::parse(&bytes, defaults).map_err(|error| refused(error.to_string()))?;
     let directory = path.parent().unwrap_or(Path::new("/"));
     let entrypoint = match &manifest.entrypoint {
         Some(argv) => argv.clone(),
@@ -372,7 +370,9 @@ fn interpreter(file: &Path) -> Option<PathBuf> {
 mod tests {
     use super::*;
 
-    const START: Duration = Duration::from_secs(30);
+    fn resolve(source: &Source, name: Option<&str>) -> Result<Program, LoadError> {
+        super::resolve(source, name, &Defaults::default())
+    }
 
     fn command(argv: &[&str]) -> Command {
         Command { argv: argv.iter().map(ToString::to_string).collect(), ..Command::default() }
@@ -400,11 +400,11 @@ mod tests {
         let manifest = directory.path().join(MANIFEST_FILE);
         fs::write(&manifest, "name: echo\nversion: 1.0.0\n").expect("written");
         let source = Source::Path(directory.path().into());
-        let missing = resolve(&source, None, START).expect_err("no program");
+        let missing = resolve(&source, None).expect_err("no program");
         assert!(missing.to_string().contains("`echo` or `bin/echo`"), "{missing}");
 
         executable(&directory.path().join("echo"), "#!/bin/sh\n");
-        let program = resolve(&source, Some("other"), START).expect("whole");
+        let program = resolve(&source, Some("other")).expect("whole");
         assert_eq!(program.manifest.name.as_str(), "other");
         assert_eq!(program.argv, [directory.path().join("echo").to_str().expect("text")]);
         assert_eq!(program.working_dir, directory.path());
@@ -414,7 +414,7 @@ mod tests {
     fn wrong_sources_say_what_is_expected() {
         let directory = tempfile::tempdir().expect("made");
         let path = |name: &str| Source::Path(directory.path().join(name));
-        let told = |source: &Source| resolve(source, None, START).expect_err("wrong").to_string();
+        let told = |source: &Source| resolve(source, None).expect_err("wrong").to_string();
         assert!(told(&path("nothing")).contains("No such file"));
         fs::write(directory.path().join("data.bin"), "x").expect("written");
         assert!(told(&path("data.bin")).contains("not executable"));
@@ -435,7 +435,7 @@ mod tests {
         for (line, told) in [("isolation: vm", "level `vm`"), ("platforms: [plan9/vax]", "plan9")] {
             let text = format!("name: echo\nversion: 1.0.0\n{line}\n");
             fs::write(directory.path().join(MANIFEST_FILE), text).expect("written");
-            let error = resolve(&Source::Path(directory.path().into()), None, START);
+            let error = resolve(&Source::Path(directory.path().into()), None);
             assert!(error.expect_err(line).to_string().contains(told));
         }
     }
@@ -454,7 +454,7 @@ mod tests {
         executable(&root.join("app/serve"), &shebang);
         let serve = root.join("app/serve");
         let source = Source::Exec(command(&[serve.to_str().expect("text")]));
-        let program = resolve(&source, None, START).expect("whole");
+        let program = resolve(&source, None).expect("whole");
         for needed in ["app", "venv", "real"] {
             assert!(program.read_paths.contains(&root.join(needed)), "{needed}");
         }

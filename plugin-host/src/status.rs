@@ -6,9 +6,13 @@ use std::{
 };
 
 use bytes::Bytes;
-use protocol::{id::InstanceId, manifest::Labels, service::ServiceName};
+use protocol::{
+    id::InstanceId,
+    manifest::{Labels, Manifest, Resources, RestartWhen},
+    service::ServiceName,
+};
 
-use crate::{lifecycle::State, logs::LogRecord};
+use crate::{group::Strategy, lifecycle::State, logs::LogRecord};
 
 /// Serves the mesh to one plugin on a socket that is the plugin's identity.
 pub trait MeshDoor: Send + Sync {
@@ -26,6 +30,36 @@ pub struct LoadRequest {
     pub name: Option<String>,
     /// Answer when it is ready or has failed, not when it was started.
     pub wait: bool,
+    /// How many processes of it share its calls, instead of what its manifest says. Remembered.
+    pub instances: Option<u32>,
+    /// What the operator's configuration says instead of the manifest.
+    pub overrides: Overrides,
+}
+
+/// What an operator says instead of a manifest; `None` leaves it to the manifest. Not remembered:
+/// it is said again by whoever loads the plugin again.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct Overrides {
+    /// When it is started again.
+    pub restart: Option<RestartWhen>,
+    /// What it may use.
+    pub resources: Resources,
+    /// Its own part of the node's configuration, handed to it through its `Lifecycle` contract.
+    pub part: Option<serde_json::Value>,
+}
+
+impl Overrides {
+    pub(crate) fn apply(&self, manifest: &mut Manifest) {
+        manifest.restart.when = self.restart.or(manifest.restart.when);
+        manifest.resources = self.resources.over(&manifest.resources);
+    }
+}
+
+impl LoadRequest {
+    /// A request that leaves everything to the plugin itself and does not wait.
+    pub fn new(source: Source) -> Self {
+        Self { source, name: None, wait: false, instances: None, overrides: Overrides::default() }
+    }
 }
 
 /// Where a plugin comes from.
@@ -52,7 +86,8 @@ pub struct Command {
     pub read_paths: Vec<PathBuf>,
 }
 
-/// All that is known of one plugin at a moment.
+/// All that is known of one plugin at a moment. Of several instances: sums, and the state of the
+/// one that does best.
 #[derive(Debug, Clone)]
 pub struct PluginStatus {
     /// Its name on this node.
@@ -101,6 +136,29 @@ pub struct PluginStatus {
     pub logs_lost: u64,
     /// What is not as its manifest wishes, and why: permissions not granted, no health service.
     pub warnings: Vec<String>,
+    /// The group it is supervised and limited with, and how that is supervised.
+    pub group: Option<(String, Strategy)>,
+    /// Which instance this is, from 1.
+    pub number: u32,
+    /// Each instance by itself; empty within an instance.
+    pub instances: Vec<PluginStatus>,
+}
+
+/// One instance of a plugin went from one state to another.
+#[derive(Debug, Clone)]
+pub struct Transition {
+    /// The plugin.
+    pub plugin: String,
+    /// Which instance, from 1.
+    pub number: u32,
+    /// Where it was.
+    pub from: State,
+    /// Where it is.
+    pub to: State,
+    /// Why; empty where it goes as it should.
+    pub reason: String,
+    /// When.
+    pub at: SystemTime,
 }
 
 /// What happens in the host, for the node's one loop.
@@ -226,12 +284,43 @@ fn tail_text(tail: &[LogRecord]) -> String {
     text
 }
 
+/// A plugin was not restarted, reloaded or scaled. What ran before runs on, unless the error says
+/// otherwise.
+#[derive(Debug, thiserror::Error)]
+pub enum ChangeError {
+    /// There is none of that name.
+    #[error(transparent)]
+    Unknown(#[from] UnknownPlugin),
+    /// What is asked for cannot be had.
+    #[error(transparent)]
+    Refused(#[from] LoadError),
+    /// It did not become ready again.
+    #[error("plugin {name} did not become ready again: {reason}")]
+    NotReady {
+        /// The plugin, or one instance of it.
+        name: String,
+        /// Why.
+        reason: String,
+    },
+}
+
 /// A plugin was not unloaded.
 #[derive(Debug, thiserror::Error)]
 pub enum UnloadError {
     /// There is none of that name.
     #[error(transparent)]
     Unknown(#[from] UnknownPlugin),
+    /// Others that run depend on it.
+    #[error(
+        "{name} is needed by {}: unload {} first", .by.join(", "),
+        if .by.len() == 1 { "that" } else { "those" }
+    )]
+    Needed {
+        /// The plugin.
+        name: String,
+        /// Those that depend on it.
+        by: Vec<String>,
+    },
     /// The loaded set could not be written; the plugin has ended all the same.
     #[error("the plugin has ended, but would be loaded again at the next start: {0}")]
     Store(#[from] protocol::ports::StoreError),

@@ -56,7 +56,7 @@ async fn thirty_loads_and_unloads_leave_descriptors_threads_and_processes_as_the
         let argv = vec![program.display().to_string()];
         let source = Source::Exec(Command { argv, ..Command::default() });
         let begun = Instant::now();
-        let request = LoadRequest { source, name: None, wait: true };
+        let request = LoadRequest { wait: true, ..LoadRequest::new(source) };
         host.load(request).await.expect("loads");
         starts.push(begun.elapsed());
         let begun = Instant::now();

@@ -11,7 +11,7 @@ use blackhole_plugins::demo::{
     misfit_client::MisfitClient, probe_client::ProbeClient,
 };
 use command_fds::{CommandFdExt, FdMapping};
-use protocol::manifest::Manifest;
+use protocol::manifest::{Defaults, Manifest};
 use rustix::process::{Pid, Signal, kill_process};
 use tempfile::TempDir;
 use tokio_stream::StreamExt;
@@ -237,7 +237,7 @@ fn every_manifest_is_accepted_and_names_its_program() {
     for plugin in ["echo", "counter", "kv", "misfit"] {
         let path = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join(plugin).join("plugin.yaml");
         let bytes = fs::read(&path).expect(plugin);
-        let manifest = Manifest::parse(&bytes, Duration::from_secs(30));
+        let manifest = Manifest::parse(&bytes, &Defaults::default());
         let manifest = manifest.unwrap_or_else(|error| panic!("{}: {error}", path.display()));
         assert_eq!(manifest.name.to_string(), plugin);
         if let Some(entrypoint) = manifest.entrypoint {

@@ -317,8 +317,12 @@ impl Node {
         from: admin::plugin_load_request::From,
         name: &str,
     ) -> Result<admin::Plugin> {
-        let request =
-            admin::PluginLoadRequest { from: Some(from), wait: true, name: name.to_owned() };
+        let request = admin::PluginLoadRequest {
+            from: Some(from),
+            wait: true,
+            name: name.to_owned(),
+            ..admin::PluginLoadRequest::default()
+        };
         let mut admin = self.admin()?;
         let answer = tokio::time::timeout(PLUGIN_READY_WITHIN, admin.plugin_load(request))
             .await

@@ -16,4 +16,5 @@ mod loading;
 mod mesh;
 mod observe;
 mod start;
+mod supervision;
 mod support;

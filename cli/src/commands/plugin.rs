@@ -1,4 +1,4 @@
-//! `plugin load`, `list`, `info`, `logs`, `unload`.
+//! `plugin load`, `list`, `info`, `logs`, `unload`, `restart`, `reload`, `scale`.
 
 use std::{
     ffi::OsStr,
@@ -8,7 +8,8 @@ use std::{
 
 use protocol::proto::admin::{
     Exec, Plugin as Loaded, PluginInfoRequest, PluginListRequest, PluginLoadRequest,
-    PluginLogsRequest, PluginUnloadRequest, plugin_load_request::From as Source,
+    PluginLogsRequest, PluginReloadRequest, PluginRestartRequest, PluginScaleRequest,
+    PluginUnloadRequest, plugin_load_request::From as Source,
 };
 use rustix::fs::Access;
 use serde_json::json;
@@ -17,7 +18,7 @@ use tokio::time::{Instant, MissedTickBehavior};
 use super::World;
 use crate::{
     admin::{Node, answer},
-    args::{Load, Logs, Named, Plugin},
+    args::{Load, Logs, Named, Plugin, Scale},
     failed::{Exit, Failed},
     show,
     terminal::{Terminal, clean},
@@ -45,6 +46,9 @@ pub async fn run(
         (Plugin::Info(args), _) => info(args, &node, terminal, json).await,
         (Plugin::Logs(args), _) => logs(args, &node, terminal, json).await,
         (Plugin::Unload(args), _) => unload(args, &node, terminal, json).await,
+        (Plugin::Restart(args), _) => restart(args, &node, terminal, json).await,
+        (Plugin::Reload(args), _) => reload(args, &node, terminal, json).await,
+        (Plugin::Scale(args), _) => scale(args, &node, terminal, json).await,
         (Plugin::List | Plugin::Load(_), _) => list(&node, terminal, json).await,
     }
 }
@@ -140,7 +144,8 @@ fn load_request(args: &Load, world: &World) -> Result<PluginLoadRequest, Failed>
         _ => return Err(Failed::usage("name a PATH, or --exec with --listen")),
     };
     let name = args.name.clone().unwrap_or_default();
-    Ok(PluginLoadRequest { from: Some(from), wait: args.wait, name })
+    let instances = args.instances.unwrap_or(0);
+    Ok(PluginLoadRequest { from: Some(from), wait: args.wait, name, instances })
 }
 
 fn exec(line: &str, listen: &str, args: &Load, world: &World) -> Result<Exec, Failed> {
@@ -277,6 +282,62 @@ async fn unload(
         terminal.json(&json!({"unloaded": name}))?;
     } else {
         terminal.print(&format!("{name} was unloaded"))?;
+    }
+    Ok(Exit::Ok)
+}
+
+async fn restart(
+    args: &Named,
+    node: &Node,
+    terminal: &mut Terminal,
+    json: bool,
+) -> Result<Exit, Failed> {
+    let name = args.name();
+    terminal.progress(&format!("waiting for {name} to be ready again"));
+    let request = PluginRestartRequest { name: name.into() };
+    let plugin = answer(node.admin().plugin_restart(request)).await.map_err(unknown)?;
+    changed(&plugin, &format!("{name} was started again"), terminal, json)
+}
+
+async fn reload(
+    args: &Named,
+    node: &Node,
+    terminal: &mut Terminal,
+    json: bool,
+) -> Result<Exit, Failed> {
+    let name = args.name();
+    terminal.progress(&format!("waiting for {name} to be ready again"));
+    let request = PluginReloadRequest { name: name.into() };
+    let plugin = answer(node.admin().plugin_reload(request)).await.map_err(unknown)?;
+    changed(&plugin, &format!("{name} was reloaded: {}", plugin.version), terminal, json)
+}
+
+async fn scale(
+    args: &Scale,
+    node: &Node,
+    terminal: &mut Terminal,
+    json: bool,
+) -> Result<Exit, Failed> {
+    let Scale { name, instances } = args;
+    terminal.progress(&format!("waiting until {name} has {instances} instances"));
+    let request = PluginScaleRequest { name: name.clone(), instances: *instances };
+    let plugin = answer(node.admin().plugin_scale(request)).await.map_err(unknown)?;
+    let count = plugin.instances.len();
+    let noun = if count == 1 { "instance" } else { "instances" };
+    changed(&plugin, &format!("{name} has {count} {noun}"), terminal, json)
+}
+
+/// Shows a plugin after something was done to it.
+fn changed(
+    plugin: &Loaded,
+    text: &str,
+    terminal: &mut Terminal,
+    json: bool,
+) -> Result<Exit, Failed> {
+    if json {
+        terminal.json(&show::plugin::document(plugin))?;
+    } else {
+        terminal.print(&clean(text))?;
     }
     Ok(Exit::Ok)
 }

@@ -18,20 +18,18 @@ pub fn list(plugins: &[Plugin], colour: bool) -> String {
     if plugins.is_empty() {
         return NO_PLUGINS.into();
     }
-    let headings = ["NAME", "VERSION", "STATE", "PID", "UP", "MEMORY", "RESTARTS", "SERVICES"];
+    // Most nodes have no groups; theirs is a narrower table.
+    let grouped = plugins.iter().any(|plugin| !plugin.group.is_empty());
+    let mut headings = vec!["NAME", "VERSION", "STATE", "PID", "UP", "MEMORY", "RESTARTS"];
+    headings.extend(grouped.then_some("GROUP"));
+    headings.push("SERVICES");
     let mut table = Table::new(colour, &headings).right(3).right(5).right(6);
     for plugin in plugins {
-        let running = plugin.pid > 0;
-        table.row([
-            (plugin.name.clone(), Some(Tone::Strong)),
-            (or_dash(&plugin.version), None),
-            (state(plugin), Some(tone(plugin))),
-            (if running { plugin.pid.to_string() } else { "-".into() }, None),
-            (if running { span(plugin.uptime_ms) } else { "-".into() }, None),
-            (if running { size(plugin.memory_bytes) } else { "-".into() }, None),
-            (plugin.restarts.to_string(), None),
-            (or_dash(&plugin.services.join(", ")), None),
-        ]);
+        row(&mut table, plugin, &plugin.name, grouped);
+        // One that has several shows each; what is above them is their sum.
+        for one in plugin.instances.iter().filter(|_| plugin.instances.len() > 1) {
+            row(&mut table, one, &format!("  {}/{}", plugin.name, one.number), grouped);
+        }
     }
     let mut text = table.text();
     for plugin in plugins.iter().filter(|plugin| !plugin.reason.is_empty()) {
@@ -39,6 +37,25 @@ pub fn list(plugins: &[Plugin], colour: bool) -> String {
         text.push_str(&paint(colour, Tone::Dim, &line));
     }
     text
+}
+
+fn row(table: &mut Table, plugin: &Plugin, name: &str, grouped: bool) {
+    let running = plugin.pid > 0;
+    let several = plugin.instances.len() > 1;
+    let mut cells = vec![
+        (name.to_owned(), Some(Tone::Strong)),
+        (or_dash(&plugin.version), None),
+        (state(plugin), Some(tone(plugin))),
+        (if running && !several { plugin.pid.to_string() } else { "-".into() }, None),
+        (if running { span(plugin.uptime_ms) } else { "-".into() }, None),
+        (if running { size(plugin.memory_bytes) } else { "-".into() }, None),
+        (plugin.restarts.to_string(), None),
+    ];
+    if grouped {
+        cells.push((or_dash(&plugin.group), None));
+    }
+    cells.push((or_dash(&plugin.services.join(", ")), None));
+    table.row(cells);
 }
 
 /// All that is known about one plugin.
@@ -51,6 +68,9 @@ pub fn info(plugin: &Plugin, colour: bool) -> String {
     facts.list("services", &plugin.services);
     facts.add("announced", if plugin.announced { "yes" } else { "no" });
     facts.add("source", &plugin.source);
+    if !plugin.group.is_empty() {
+        facts.add("group", format!("{} ({})", plugin.group, plugin.strategy));
+    }
     facts.add("instance", &plugin.instance);
     if plugin.pid > 0 {
         facts.add("pid", plugin.pid.to_string());
@@ -72,7 +92,23 @@ pub fn info(plugin: &Plugin, colour: bool) -> String {
     if plugin.logs_lost > 0 {
         facts.add("logs lost", format!("{} lines", plugin.logs_lost));
     }
+    if plugin.instances.len() > 1 {
+        facts.list("instances", &plugin.instances.iter().map(instance).collect::<Vec<_>>());
+    }
     facts.text(colour)
+}
+
+/// One of several instances in one line.
+fn instance(one: &Plugin) -> String {
+    let mut text = format!("{} {}", one.number, state(one));
+    if one.pid > 0 {
+        text.push_str(&format!(", pid {}, up {}", one.pid, span(one.uptime_ms)));
+    }
+    text.push_str(&format!(", restarts {} (crashes: {})", one.restarts, one.crashes));
+    if !one.reason.is_empty() {
+        text.push_str(&format!(": {}", one.reason));
+    }
+    text
 }
 
 /// One plugin as JSON.
@@ -101,6 +137,10 @@ pub fn document(plugin: &Plugin) -> Value {
         "last_health_check": text_or_null(&plugin.last_health_check),
         "isolation": text_or_null(&plugin.isolation),
         "logs_lost": plugin.logs_lost,
+        "group": text_or_null(&plugin.group),
+        "strategy": text_or_null(&plugin.strategy),
+        "number": plugin.number,
+        "instances": plugin.instances.iter().map(document).collect::<Vec<_>>(),
     })
 }
 
@@ -120,7 +160,7 @@ fn state(plugin: &Plugin) -> String {
 fn tone(plugin: &Plugin) -> Tone {
     match plugin.state.as_str() {
         "running" if plugin.healthy => Tone::Good,
-        "failed" => Tone::Bad,
+        "failed" | "crash-loop" | "unhealthy" => Tone::Bad,
         "stopped" => Tone::Dim,
         _ => Tone::Warn,
     }
@@ -224,6 +264,26 @@ counter  1.2.0    running  4711  1m 1s  3.4 MB         0  demo.v1.Counter
 kv       -        failed      -  -           -         0  -
 kv: exited 5 times in 60 s";
         assert_eq!(list(&[counter(), broken], false), expected);
+    }
+
+    #[test]
+    fn instances_and_groups_are_shown_where_there_are_any() {
+        let one = |number, pid| Plugin { number, pid, ..counter() };
+        let plugin = Plugin {
+            group: "shop".into(),
+            strategy: "rest-for-one".into(),
+            instances: vec![one(1, 4711), one(2, 4712)],
+            ..counter()
+        };
+        let expected = "\
+NAME         VERSION  STATE     PID  UP     MEMORY  RESTARTS  GROUP  SERVICES
+counter      1.2.0    running     -  1m 1s  3.4 MB         0  shop   demo.v1.Counter
+  counter/1  1.2.0    running  4711  1m 1s  3.4 MB         0  -      demo.v1.Counter
+  counter/2  1.2.0    running  4712  1m 1s  3.4 MB         0  -      demo.v1.Counter";
+        assert_eq!(list(std::slice::from_ref(&plugin), false), expected);
+        let text = info(&plugin, false);
+        assert!(text.contains("group       shop (rest-for-one)"), "{text}");
+        assert!(text.contains("2 running, pid 4712, up 1m 1s, restarts 0"), "{text}");
     }
 
     #[test]

@@ -78,6 +78,8 @@ pub enum PluginCondition {
     Stopped,
     /// It does not run, and should.
     Failed,
+    /// It ended too often and is not started any more.
+    CrashLoop,
 }
 
 impl PluginCondition {
@@ -89,6 +91,7 @@ impl PluginCondition {
             Self::Draining => "draining",
             Self::Stopped => "stopped",
             Self::Failed => "failed",
+            Self::CrashLoop => "crash-loop",
         }
     }
 }

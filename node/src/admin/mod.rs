@@ -15,7 +15,7 @@ use std::{
 
 use futures::{Stream, StreamExt};
 use parking_lot::Mutex;
-use plugin_host::{Command, Host, LoadError, LoadRequest, Source, UnloadError};
+use plugin_host::{ChangeError, Command, Host, LoadError, LoadRequest, Source, UnloadError};
 use protocol::{
     failure::{Failure, Reason},
     limits::LOOKUP_MILLIS_MAX,
@@ -121,8 +121,33 @@ impl Admin for AdminService {
         match self.0.host.unload(&name).await {
             Ok(()) => Ok(Response::new(api::PluginUnloadResponse {})),
             Err(error @ UnloadError::Unknown(_)) => Err(Status::not_found(error.to_string())),
+            Err(error @ UnloadError::Needed { .. }) => {
+                Err(Status::failed_precondition(error.to_string()))
+            }
             Err(error) => Err(Status::internal(error.to_string())),
         }
+    }
+
+    async fn plugin_restart(
+        &self,
+        request: Request<api::PluginRestartRequest>,
+    ) -> Answer<api::Plugin> {
+        let changed = self.0.host.restart(&request.into_inner().name).await;
+        Ok(Response::new(show::plugin(&self.0, changed.map_err(|error| unchanged(&error))?)))
+    }
+
+    async fn plugin_reload(
+        &self,
+        request: Request<api::PluginReloadRequest>,
+    ) -> Answer<api::Plugin> {
+        let changed = self.0.host.reload(&request.into_inner().name).await;
+        Ok(Response::new(show::plugin(&self.0, changed.map_err(|error| unchanged(&error))?)))
+    }
+
+    async fn plugin_scale(&self, request: Request<api::PluginScaleRequest>) -> Answer<api::Plugin> {
+        let api::PluginScaleRequest { name, instances } = request.into_inner();
+        let changed = self.0.host.scale(&name, instances).await;
+        Ok(Response::new(show::plugin(&self.0, changed.map_err(|error| unchanged(&error))?)))
     }
 
     async fn services(&self, _: Request<api::ServicesRequest>) -> Answer<api::ServicesResponse> {
@@ -187,7 +212,8 @@ fn load_request(request: api::PluginLoadRequest) -> Result<LoadRequest, Status> 
         None => return Err(Status::invalid_argument("say what to load: a path or a command")),
     };
     let name = (!request.name.is_empty()).then_some(request.name);
-    Ok(LoadRequest { source, name, wait: request.wait })
+    let instances = (request.instances > 0).then_some(request.instances);
+    Ok(LoadRequest { name, wait: request.wait, instances, ..LoadRequest::new(source) })
 }
 
 fn service_name(text: &str) -> Result<ServiceName, Status> {
@@ -218,6 +244,14 @@ fn refused(error: &LoadError) -> Status {
         LoadError::NotStarted { .. } => Status::failed_precondition(text),
         LoadError::Store(_) => Status::internal(text),
         LoadError::ShuttingDown => Status::unavailable(text),
+    }
+}
+
+fn unchanged(error: &ChangeError) -> Status {
+    match error {
+        ChangeError::Unknown(_) => Status::not_found(error.to_string()),
+        ChangeError::Refused(cause) => refused(cause),
+        ChangeError::NotReady { .. } => Status::failed_precondition(error.to_string()),
     }
 }
 

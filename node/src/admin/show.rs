@@ -2,7 +2,7 @@
 
 use std::time::{SystemTime, UNIX_EPOCH};
 
-use plugin_host::{LogRecord, PluginStatus};
+use plugin_host::{LogRecord, PluginStatus, State};
 use protocol::proto::admin as api;
 use router::Explanation;
 
@@ -84,12 +84,19 @@ pub async fn health(node: &Node) -> api::HealthResponse {
         (count, _) => format!("{count} peers connected"),
     };
     checks.push(check("mesh", !view.peers.is_empty() || alone, mesh));
-    let plugins = node.host.list();
-    let probes = plugins.iter().map(|plugin| probe(&node.host, plugin));
-    for (plugin, probed) in plugins.iter().zip(futures::future::join_all(probes).await) {
+    // Every process by itself; what was stopped on purpose is not ill.
+    let instances: Vec<PluginStatus> =
+        node.host.list().into_iter().flat_map(|plugin| plugin.instances).collect();
+    let asked: Vec<_> = instances.iter().filter(|it| it.state != State::Stopped).collect();
+    let probes = asked.iter().map(|plugin| probe(&node.host, plugin));
+    for (plugin, probed) in asked.iter().zip(futures::future::join_all(probes).await) {
         let healthy = probed.is_ok();
         let detail = probed.err().unwrap_or_else(|| "answers".into());
-        checks.push(check(&format!("plugin {}", plugin.name), healthy, detail));
+        let name = match plugin.number {
+            1 => format!("plugin {}", plugin.name),
+            number => format!("plugin {}/{number}", plugin.name),
+        };
+        checks.push(check(&name, healthy, detail));
     }
     api::HealthResponse { healthy: checks.iter().all(|check| check.healthy), checks }
 }
@@ -97,6 +104,9 @@ pub async fn health(node: &Node) -> api::HealthResponse {
 /// One plugin.
 pub fn plugin(node: &Node, it: PluginStatus) -> api::Plugin {
     let announced = it.instance.is_some_and(|run| node.knowledge.is_announced(run));
+    let (group, strategy) = it
+        .group
+        .map_or_else(Default::default, |(name, strategy)| (name, strategy.as_str().to_owned()));
     let reason = if it.reason.is_empty() { it.warnings.join("; ") } else { it.reason };
     api::Plugin {
         name: it.name,
@@ -122,6 +132,10 @@ pub fn plugin(node: &Node, it: PluginStatus) -> api::Plugin {
         last_health_check: time(it.last_health_check),
         isolation: it.isolation,
         logs_lost: it.logs_lost,
+        group,
+        strategy,
+        number: it.number,
+        instances: it.instances.into_iter().map(|one| plugin(node, one)).collect(),
     }
 }
 

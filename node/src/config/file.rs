@@ -4,6 +4,7 @@ use std::time::Duration;
 use std::{collections::BTreeMap, fmt::Display, ops::RangeInclusive, path::PathBuf, str::FromStr};
 
 use multiaddr::Multiaddr;
+use plugin_host::GroupConfig;
 use protocol::{
     document::{self, Fields, Mistake, Mistakes, Value},
     id::NetworkName,
@@ -37,25 +38,22 @@ pub struct ConfigFile {
     pub seccomp: Option<bool>,
     pub supervision: Supervision,
     pub services: BTreeMap<String, Service>,
+    pub groups: BTreeMap<String, GroupConfig>,
     pub warnings: Vec<String>,
 }
 
 /// Services that this executable contains.
 pub const BUILT_IN: [&str; 1] = ["identity"];
 /// Services the papers name that are not built yet: their entries load, with a warning.
-const FORESEEN: [&str; 5] = ["storage", "ledger", "analytics", "social", "telemetry"];
+pub(super) const FORESEEN: [&str; 5] = ["storage", "ledger", "analytics", "social", "telemetry"];
 
 /// Bytes of any text: paths are at most 4,096 on Linux.
-const TEXT_BYTES_MAX: usize = 4_096;
+pub(super) const TEXT_BYTES_MAX: usize = 4_096;
 /// Entries of any list or map.
-const ENTRIES_MAX: usize = 256;
+pub(super) const ENTRIES_MAX: usize = 256;
 /// Any interval or window.
 const DURATIONS: RangeInclusive<Duration> =
     Duration::from_millis(10)..=Duration::from_hours(7 * 24);
-
-/// What a manifest without a word on restarts means (paper 004).
-const RESTARTS_DEFAULT: i64 = 5;
-const RESTART_WINDOW_DEFAULT: Duration = Duration::from_mins(5);
 
 impl ConfigFile {
     /// Reads `text`, or tells everything that is wrong with it.
@@ -71,9 +69,9 @@ impl ConfigFile {
     }
 }
 
-struct Reader {
-    file: ConfigFile,
-    found: Mistakes,
+pub(super) struct Reader {
+    pub(super) file: ConfigFile,
+    pub(super) found: Mistakes,
 }
 
 impl Reader {
@@ -91,6 +89,8 @@ impl Reader {
         self.api(api, &mut lines);
         let monitoring = root.section("monitoring", &mut self.found);
         self.monitoring(monitoring, &mut lines);
+        let groups = root.section("groups", &mut self.found);
+        self.groups(groups);
         let plugins = root.section("plugins", &mut self.found);
         self.plugins(plugins);
         root.finish(&mut self.found);
@@ -108,36 +108,6 @@ impl Reader {
                 self.file.labels.insert(key.text, value);
             }
         }
-        fields.finish(&mut self.found);
-    }
-
-    fn process_management(&mut self, mut fields: Fields) {
-        let mut supervisor = fields.section("supervisor", &mut self.found);
-        // A child's end is noticed at once by waiting on it; the interval has nothing left to do.
-        self.duration(&mut supervisor, "check_interval");
-        let policies = ["exponential_backoff", "always", "on_failure", "never"];
-        self.choice(&mut supervisor, "restart_policy", &policies);
-        let restarts = self.whole_number(&mut supervisor, "max_restarts", 0..=1_000);
-        let window = self.duration(&mut supervisor, "restart_window");
-        if restarts.is_some_and(|count| count != RESTARTS_DEFAULT)
-            || window.is_some_and(|window| window != RESTART_WINDOW_DEFAULT)
-        {
-            let why = "process_management.supervisor: restarts follow each plugin's manifest; \
-                       without a word in it, 5 within 5m";
-            self.file.warnings.push(why.into());
-        }
-        supervisor.finish(&mut self.found);
-        let mut checks = fields.section("health_checks", &mut self.found);
-        if let Some(interval) = self.duration(&mut checks, "interval") {
-            self.file.supervision.health_interval = interval;
-        }
-        if let Some(timeout) = self.duration(&mut checks, "timeout") {
-            self.file.supervision.health_timeout = timeout;
-        }
-        if let Some(count) = self.whole_number(&mut checks, "unhealthy_threshold", 1..=100) {
-            self.file.supervision.unhealthy_threshold = count as u32;
-        }
-        checks.finish(&mut self.found);
         fields.finish(&mut self.found);
     }
 
@@ -170,59 +140,6 @@ impl Reader {
             }
         }
         addresses
-    }
-
-    fn services(&mut self, fields: Fields) {
-        for (key, node) in fields.into_entries() {
-            let at = format!("services.{}", key.text);
-            let Some(fields) = self.found.map(node, &at) else { continue };
-            let known = BUILT_IN.contains(&key.text.as_str());
-            let service = self.service(fields, known, key.line, &at);
-            if !known && !FORESEEN.contains(&key.text.as_str()) {
-                let reason = format!(
-                    "no built-in service of that name; there is: {}. Others are plugins: load them with `blackhole plugin load`",
-                    BUILT_IN.join(", ")
-                );
-                self.found.note(key.line, &at, reason);
-            } else if !known && service.enabled {
-                self.warn(key.line, &at, "this version does not contain it; it will not run");
-            } else {
-                self.file.services.insert(key.text, service);
-            }
-        }
-    }
-
-    fn service(&mut self, mut fields: Fields, known: bool, line: u64, at: &str) -> Service {
-        let enabled = self.flag(&mut fields, "enabled").unwrap_or(true);
-        let unused = |reader: &mut Self, set: bool, key: &str, why: &str| {
-            if set && enabled && known {
-                reader.warn(line, &format!("{at}.{key}"), why);
-            }
-        };
-        let port = self.whole_number(&mut fields, "port", 1..=65_535).is_some();
-        unused(self, port, "port", "not opened; reach the service through the gateway");
-        let socket = self.text(&mut fields, "unix_socket").is_some();
-        unused(self, socket, "unix_socket", "not used; sockets live in the run directory");
-        let policies = ["always", "on_failure", "never"];
-        let policy = self.choice(&mut fields, "restart_policy", &policies).is_some();
-        unused(self, policy, "restart_policy", "not in force yet; services restart on failure");
-        let instances = self.whole_number(&mut fields, "instances", 1..=1_000);
-        let several = instances.is_some_and(|count| count > 1);
-        unused(self, several, "instances", "this version runs one");
-        let mut resources = fields.section("resources", &mut self.found);
-        let memory = resources.take("memory");
-        let memory = memory.and_then(|(node, at)| self.found.size(&node, &at)).is_some();
-        let disk = resources.take("disk");
-        let disk = disk.and_then(|(node, at)| self.found.size(&node, &at)).is_some();
-        let mut limited = memory || disk;
-        for key in ["cpu_seconds", "cpu_cores", "max_files"] {
-            let taken = resources.take(key);
-            limited |= taken.and_then(|(node, at)| self.found.positive(&node, &at)).is_some();
-        }
-        unused(self, limited, "resources", "not in force yet");
-        resources.finish(&mut self.found);
-        fields.finish(&mut self.found);
-        Service { enabled }
     }
 
     fn api(&mut self, mut fields: Fields, lines: &mut BTreeMap<&'static str, u64>) {
@@ -270,6 +187,9 @@ impl Reader {
         self.file.namespaces = namespaces;
         self.file.landlock = landlock;
         self.file.seccomp = seccomp;
+        if let Some(count) = self.whole_number(&mut fields, "max", 1..=100_000) {
+            self.file.supervision.plugins_max = count as usize;
+        }
         fields.finish(&mut self.found);
     }
 
@@ -293,11 +213,11 @@ impl Reader {
         }
     }
 
-    fn warn(&mut self, line: u64, at: &str, what: &str) {
+    pub(super) fn warn(&mut self, line: u64, at: &str, what: &str) {
         self.file.warnings.push(format!("line {line}: {at}: {what}"));
     }
 
-    fn text(&mut self, fields: &mut Fields, key: &'static str) -> Option<String> {
+    pub(super) fn text(&mut self, fields: &mut Fields, key: &'static str) -> Option<String> {
         let (node, at) = fields.take(key)?;
         self.found.text(&node, &at, TEXT_BYTES_MAX)
     }
@@ -311,12 +231,12 @@ impl Reader {
         self.found.parsed(&node, &at, TEXT_BYTES_MAX, str::parse)
     }
 
-    fn flag(&mut self, fields: &mut Fields, key: &'static str) -> Option<bool> {
+    pub(super) fn flag(&mut self, fields: &mut Fields, key: &'static str) -> Option<bool> {
         let (node, at) = fields.take(key)?;
         self.found.flag(&node, &at)
     }
 
-    fn whole_number(
+    pub(super) fn whole_number(
         &mut self,
         fields: &mut Fields,
         key: &'static str,
@@ -326,7 +246,7 @@ impl Reader {
         self.found.integer(&node, &at, range)
     }
 
-    fn duration(&mut self, fields: &mut Fields, key: &'static str) -> Option<Duration> {
+    pub(super) fn duration(&mut self, fields: &mut Fields, key: &'static str) -> Option<Duration> {
         let (node, at) = fields.take(key)?;
         self.found.duration(&node, &at, DURATIONS)
     }
@@ -374,6 +294,8 @@ fn tcp_port(address: &Multiaddr) -> Option<u16> {
 
 #[cfg(test)]
 mod tests {
+    use protocol::manifest::RestartWhen;
+
     use super::*;
 
     const PAPER: &str = include_str!("../../tests/paper004.yaml");
@@ -388,7 +310,14 @@ mod tests {
         assert!(file.services["identity"].enabled);
         assert!(!file.services["analytics"].enabled);
         let said = |key: &str| file.warnings.iter().any(|warning| warning.contains(key));
-        for key in ["listenAddrs", "services.storage", "unix_socket", "wsPort", "tracingEndpoint"] {
+        let identity = &file.services["identity"];
+        assert_eq!((identity.port, identity.instances), (Some(8081), None));
+        assert_eq!(identity.unix_socket, Some("/tmp/blackhole-identity.sock".into()));
+        assert_eq!(identity.restart_policy, Some(RestartWhen::Always));
+        assert_eq!(identity.resources.memory_mb, Some(512));
+        assert_eq!(identity.resources.cpu_percent, Some(100));
+        assert_eq!(identity.part["resources"]["memory"], "512MB");
+        for key in ["listenAddrs", "services.storage", "wsPort", "tracingEndpoint"] {
             assert!(said(key), "{key}");
         }
     }
@@ -408,6 +337,31 @@ mod tests {
         for (told, expected) in told.iter().zip(expected) {
             assert!(told.starts_with(expected), "{told}");
         }
+    }
+
+    #[test]
+    fn supervision_of_the_file_is_the_default_of_manifests_and_must_end() {
+        let text = |more: &str| format!("process_management:\n  supervisor:\n    {more}\n");
+        let more = "{ restart_policy: always, max_restarts: 3, restart_window: 10m }";
+        let file = ConfigFile::parse(&text(more).replace("\n    {", " {")).expect("valid");
+        let restart = &file.supervision.restart;
+        assert_eq!((restart.when, restart.max_restarts), (RestartWhen::Always, 3));
+        assert!(file.warnings.is_empty(), "{:?}", file.warnings);
+        let told = ConfigFile::parse(&text("max_restarts: 50")).expect_err("for ever");
+        assert!(told[0].to_string().contains("would be started for ever"), "{told:?}");
+    }
+
+    #[test]
+    fn groups_name_their_members_once() {
+        let text = "groups:\n  shop:\n    strategy: rest-for-one\n    members: [kv, web]\n    resources: { memory: 1GB }\n";
+        let file = ConfigFile::parse(text).expect("valid");
+        let shop = &file.groups["shop"];
+        assert_eq!(shop.strategy, plugin_host::Strategy::RestForOne);
+        assert_eq!(shop.members, ["kv", "web"]);
+        assert_eq!(shop.resources.memory_mb, Some(1_024));
+        let twice = format!("{text}  other:\n    members: [web]\n");
+        let told = ConfigFile::parse(&twice).expect_err("twice");
+        assert!(told[0].to_string().contains("web is in group shop already"), "{told:?}");
     }
 
     #[test]

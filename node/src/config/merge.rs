@@ -43,6 +43,7 @@ pub fn settings(args: RunArgs) -> Result<Settings, ConfigError> {
         seccomp: file.seccomp.unwrap_or(true),
         supervision: file.supervision,
         services: file.services,
+        groups: file.groups,
         warnings: file.warnings,
     };
     refuse_clashes(&settings)?;

@@ -5,11 +5,16 @@
 
 mod file;
 mod merge;
+mod supervise;
 
 use std::{collections::BTreeMap, net::SocketAddr, path::PathBuf, time::Duration};
 
 use multiaddr::Multiaddr;
-use protocol::id::NetworkName;
+use plugin_host::GroupConfig;
+use protocol::{
+    id::NetworkName,
+    manifest::{Resources, Restart, RestartWhen},
+};
 
 pub use self::{
     file::{BUILT_IN, ConfigFile},
@@ -57,6 +62,8 @@ pub struct Settings {
     pub supervision: Supervision,
     /// Built-in services.
     pub services: BTreeMap<String, Service>,
+    /// Plugins that are supervised and limited together.
+    pub groups: BTreeMap<String, GroupConfig>,
     /// What is accepted but not in force, or read otherwise than written.
     pub warnings: Vec<String>,
 }
@@ -72,6 +79,10 @@ pub struct Supervision {
     pub unhealthy_threshold: u32,
     /// Lines of log kept for each plugin.
     pub log_lines: usize,
+    /// When and how plugins are started again whose manifests do not say.
+    pub restart: Restart,
+    /// Instances of plugins at once.
+    pub plugins_max: usize,
 }
 
 impl Default for Supervision {
@@ -81,15 +92,29 @@ impl Default for Supervision {
             health_timeout: Duration::from_secs(5),
             unhealthy_threshold: 3,
             log_lines: 10_000,
+            restart: Restart::default(),
+            plugins_max: 2_048,
         }
     }
 }
 
-/// One entry of `services`.
+/// One entry of `services`. `None` leaves it to the service or the host.
 #[derive(Debug, Clone, PartialEq, Default)]
 pub struct Service {
     /// Whether it is to run.
     pub enabled: bool,
+    /// A TCP port of loopback on which it, and it alone, answers.
+    pub port: Option<u16>,
+    /// A Unix socket on which it, and it alone, answers.
+    pub unix_socket: Option<PathBuf>,
+    /// When it is started again.
+    pub restart_policy: Option<RestartWhen>,
+    /// Processes of it.
+    pub instances: Option<u32>,
+    /// What each of them may use.
+    pub resources: Resources,
+    /// The whole entry, handed to the service as it is.
+    pub part: serde_json::Value,
 }
 
 /// Where a node's files are when nothing says otherwise: `$XDG_DATA_HOME/blackhole`,

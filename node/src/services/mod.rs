@@ -1,6 +1,7 @@
 //! Built-in services: plugins that this executable contains. Each runs as a subprocess under the
 //! plugin host like any other, `bh-peer service NAME`, and is written with the SDK like any other.
 
+pub mod door;
 mod identity;
 
 use std::{
@@ -8,13 +9,13 @@ use std::{
     process::{Command, ExitCode},
 };
 
-use plugin_host::{LoadRequest, Source};
+use plugin_host::{BuiltIn, LoadRequest, Overrides, Source};
 
 use crate::{
     EXIT_USAGE,
     args::ServiceArgs,
     complain,
-    config::{BUILT_IN, Settings},
+    config::{BUILT_IN, Service, Settings},
 };
 
 /// Where the plugin contract says what `--socket` says.
@@ -43,24 +44,39 @@ pub fn main(args: &ServiceArgs) -> ExitCode {
     identity::plugin().run()
 }
 
-/// What the host is asked to load for the services that are switched on.
-pub fn requests(settings: &Settings) -> Vec<LoadRequest> {
+/// The services of the configuration, as the host is told of them: how each is started, or that
+/// it is not to run.
+pub fn built_in(settings: &Settings) -> Vec<BuiltIn> {
     let this = std::env::current_exe().unwrap_or_else(|_| "/proc/self/exe".into());
     let mut program = vec![this.display().to_string()];
     // Under another name it must be told that it is a peer.
     if crate::role(&[this.into_os_string()]).0 != crate::Role::Peer {
         program.push("bh-peer".into());
     }
-    let enabled = settings.services.iter().filter(|(_, service)| service.enabled);
-    enabled
-        .map(|(name, _)| LoadRequest {
-            source: Source::Exec(plugin_host::Command {
-                argv: [&program[..], &["service".into(), name.clone()]].concat(),
-                listen: "unix".into(),
-                ..plugin_host::Command::default()
-            }),
-            name: Some(name.clone()),
-            wait: false,
+    // One that is switched off is shown, also where this version could not run it.
+    let services = settings.services.iter();
+    services
+        .map(|(name, service)| BuiltIn {
+            name: name.clone(),
+            request: service.enabled.then(|| request(&program, name, service)),
         })
         .collect()
+}
+
+fn request(program: &[String], name: &str, service: &Service) -> LoadRequest {
+    let source = Source::Exec(plugin_host::Command {
+        argv: [program, &["service".into(), name.into()]].concat(),
+        listen: "unix".into(),
+        ..plugin_host::Command::default()
+    });
+    LoadRequest {
+        name: Some(name.into()),
+        instances: service.instances,
+        overrides: Overrides {
+            restart: service.restart_policy,
+            resources: service.resources,
+            part: Some(service.part.clone()),
+        },
+        ..LoadRequest::new(source)
+    }
 }

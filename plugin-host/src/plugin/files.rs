@@ -23,7 +23,7 @@ impl Supervisor {
         let _ = fs::remove_dir_all(&self.paths.directory);
         private_directory(&self.paths.directory)?;
         let listener = self.bind(&self.paths.mesh_socket())?;
-        Ok(self.context.door.open(self.context.program.manifest.name.as_str(), listener))
+        Ok(self.context.door.open(&self.context.seat.plugin, listener))
     }
 
     /// Leaves a clean place for the plugin's socket, and binds it where the host does that.
@@ -64,8 +64,7 @@ impl Supervisor {
 
     /// Makes `path` the plugin's, where it has an id of its own.
     fn give(&self, path: &Path) -> io::Result<()> {
-        let name = self.context.program.manifest.name.as_str();
-        match plan::outside_id(&self.context.config, name) {
+        match plan::outside_id(&self.context.config, &self.context.seat.key()) {
             Some(id) => std::os::unix::fs::chown(path, Some(id), Some(id)),
             None => Ok(()),
         }

@@ -28,32 +28,47 @@ use crate::{
 /// How long a reflection service may take; descriptors are wanted, not needed.
 const REFLECTION_PATIENCE: Duration = Duration::from_secs(5);
 
+/// Why a plugin did not become ready.
+pub(super) struct NotStarted {
+    pub(super) reason: String,
+    /// Another start may go better. False where the same would be refused again: the sandbox, the
+    /// program, the contract.
+    pub(super) retry: bool,
+}
+
+impl From<StartFailure> for NotStarted {
+    fn from(failure: StartFailure) -> Self {
+        Self { reason: failure.to_string(), retry: !failure.is_final() }
+    }
+}
+
 impl Supervisor {
     /// Starts a process and waits until it is ready. On failure nothing of it is left.
-    pub(super) async fn start(&mut self) -> Result<Run, String> {
+    pub(super) async fn start(&mut self) -> Result<Run, NotStarted> {
+        // Jails take turns; how long that takes is not the plugin's fault.
+        let turn = Arc::clone(&self.context.starts).acquire_owned().await;
         let begun = Instant::now();
-        let limit = plan::start_timeout(&self.context.config, &self.context.program);
+        let limit = self.start_timeout();
         let deadline = begun + limit;
         let instance = InstanceId(rand::random());
         let listener = self.prepare_sockets().map_err(|error| {
             StartFailure::new("sockets", format!("{}: {error}", self.paths.directory.display()))
-                .to_string()
         })?;
         let context = &self.context;
-        let spec = plan::jail(&context.config, &context.program, &instance.to_string());
+        let (config, program, seat) = (&context.config, &context.program, &context.seat);
+        let spec = plan::jail(config, program, seat, &instance.to_string());
         let user = spec.outside_id;
-        let launcher = &context.config.launcher;
-        let (start, output) =
-            Process::start(&context.spawner, launcher).map_err(|failure| failure.to_string())?;
+        let (start, output) = Process::start(&context.spawner, &config.launcher)?;
         let pid = Arc::new(AtomicU32::new(0));
         let captures = self.capture(output, &pid);
         let process = match start.run(spec, listener, deadline.into()).await {
             Ok(process) => process,
             Err(failure) => {
                 captures.finish().await;
-                return Err(failure.to_string());
+                return Err(failure.into());
             }
         };
+        drop(turn);
         pid.store(process.pid, Ordering::Relaxed);
         {
             let mut status = self.context.status.lock();
@@ -67,7 +82,7 @@ impl Supervisor {
             Ok(probed) => probed,
             Err(reason) => {
                 let reason = self.abandon(process, channel, captures, reason).await;
-                return Err(reason);
+                return Err(NotStarted { reason, retry: true });
             }
         };
         let run = Run { process, channel, instance, since: Instant::now(), probed, captures };
@@ -153,6 +168,7 @@ impl Supervisor {
             status.last_health_check = Some(SystemTime::now());
         }
         *context.ready_since.lock() = Some(run.since);
+        context.roll.enter(&context.seat.plugin, &context.program.manifest.version);
         self.step(Step::BecameReady, "");
         let took = begun.elapsed();
         let context = &self.context;
@@ -173,6 +189,10 @@ impl Supervisor {
         let _ = context.events.send(HostEvent::Ready(ready)).await;
         self.context.proven = true;
         self.tell_first(Ok(()));
+    }
+
+    pub(super) fn start_timeout(&self) -> Duration {
+        plan::start_timeout(&self.context.config, &self.context.program)
     }
 
     /// Its services with their schema hashes, and their descriptors.

@@ -3,8 +3,9 @@
 use std::{collections::BTreeMap, ops::RangeInclusive, time::Duration};
 
 use super::{
-    Category, Dependency, Health, Interface, Isolation, Labels, Listen, Manifest, ManifestError,
-    Permission, PluginName, Resources, Restart, RestartWhen, Statefulness,
+    Category, Defaults, Dependency, Health, Interface, Isolation, Labels, Listen, Manifest,
+    ManifestError, Permission, PluginName, Resources, Restart, RestartWhen, RestartWish,
+    Statefulness,
 };
 use crate::{
     document::{self, Fields, Mistakes, Node, Value},
@@ -25,24 +26,20 @@ const STOP_GRACE: RangeInclusive<Duration> = Duration::ZERO..=HOUR;
 const PROBE: RangeInclusive<Duration> = Duration::from_millis(100)..=HOUR;
 const WINDOW: RangeInclusive<Duration> = Duration::from_secs(1)..=Duration::from_hours(24);
 const BACKOFF: RangeInclusive<Duration> = Duration::from_millis(10)..=Restart::DELAY_MAX;
+const INSTANCES: RangeInclusive<i64> = 1..=1_000;
 const HOUR: Duration = Duration::from_hours(1);
 
 /// Environment that the host owns, or that would let a plugin's parent load code into it.
 const ENV_RESERVED: [&str; 4] = ["BH_", "LD_", "LISTEN_", "GLIBC_TUNABLES"];
 
-pub(super) fn manifest(
-    text: &str,
-    start_timeout_default: Duration,
-) -> Result<Manifest, ManifestError> {
+pub(super) fn manifest(text: &str, defaults: &Defaults) -> Result<Manifest, ManifestError> {
     let mut mistakes = Mistakes::default();
     let node =
         document::parse(text).map_err(|mistake| ManifestError { mistakes: vec![mistake] })?;
     if node.value == Value::Null {
         return Err(ManifestError::whole("is empty; at least `name` and `version` are needed"));
     }
-    let manifest = mistakes
-        .map(node, "")
-        .and_then(|fields| whole(fields, start_timeout_default, &mut mistakes));
+    let manifest = mistakes.map(node, "").and_then(|fields| whole(fields, defaults, &mut mistakes));
     let mistakes = mistakes.into_sorted();
     match manifest {
         Some(manifest) if mistakes.is_empty() => Ok(manifest),
@@ -50,7 +47,7 @@ pub(super) fn manifest(
     }
 }
 
-fn whole(mut fields: Fields, start_timeout: Duration, mistakes: &mut Mistakes) -> Option<Manifest> {
+fn whole(mut fields: Fields, defaults: &Defaults, mistakes: &mut Mistakes) -> Option<Manifest> {
     let name = fields.require("name", mistakes, "a plugin needs a name, such as `echo`").and_then(
         |(node, at)| mistakes.parsed(&node, &at, TEXT_BYTES_MAX, str::parse::<PluginName>),
     );
@@ -71,7 +68,7 @@ fn whole(mut fields: Fields, start_timeout: Duration, mistakes: &mut Mistakes) -
     manifest.author = author;
     manifest.license = license;
     about_itself(&mut manifest, &mut fields, mistakes);
-    how_it_runs(&mut manifest, &mut fields, start_timeout, mistakes);
+    how_it_runs(&mut manifest, &mut fields, defaults, mistakes);
     fields.finish(mistakes);
 
     manifest.name = name?;
@@ -130,7 +127,7 @@ fn about_itself(manifest: &mut Manifest, fields: &mut Fields, mistakes: &mut Mis
 fn how_it_runs(
     manifest: &mut Manifest,
     fields: &mut Fields,
-    start_timeout_default: Duration,
+    defaults: &Defaults,
     mistakes: &mut Mistakes,
 ) {
     if let Some((node, at)) = fields.take("entrypoint") {
@@ -154,32 +151,37 @@ fn how_it_runs(
     };
     manifest.start_timeout = duration("start_timeout", START_TIMEOUT, mistakes);
     manifest.stop_grace = duration("stop_grace", STOP_GRACE, mistakes);
-    let start_timeout = manifest.start_timeout.unwrap_or(start_timeout_default);
+    let start_timeout = manifest.start_timeout.unwrap_or(defaults.start_timeout);
     let found = fields.take("restart");
     let line = found.as_ref().map_or(0, |(node, _)| node.line);
     if let Some((node, at)) = found {
         manifest.restart = restart(node, &at, mistakes);
     }
-    restarts_end(&manifest.restart, start_timeout, line, mistakes);
+    let whole = Defaults { start_timeout, restart: manifest.restart.over(&defaults.restart) };
+    restarts_end(whole, line, mistakes);
+    if let Some((node, at)) = fields.take("instances") {
+        manifest.instances = mistakes.integer(&node, &at, INSTANCES).map(|count| count as u32);
+    }
+    if let Some((node, at)) = fields.take("group") {
+        manifest.group = mistakes.parsed(&node, &at, TEXT_BYTES_MAX, str::parse::<PluginName>);
+    }
 }
 
 /// The rule between delays, start timeouts and the window.
-fn restarts_end(restart: &Restart, start_timeout: Duration, line: u64, mistakes: &mut Mistakes) {
-    let needed = restart.give_up_after(start_timeout);
-    if restart.when != RestartWhen::Never && needed >= restart.window {
-        let count = restart.max_restarts;
-        mistakes.note(
-            line,
-            "restart",
-            format!(
-                "a plugin that cannot start would be started for ever: {count} delays and {count} \
-                 start timeouts of {start_timeout:?} take up to {needed:?}, which must be below \
-                 the window of {:?}; shorten backoff, start_timeout or max_restarts, or lengthen \
-                 window",
-                restart.window
-            ),
-        );
-    }
+fn restarts_end(policy: Defaults, line: u64, mistakes: &mut Mistakes) {
+    let Err(needed) = policy.give_up() else { return };
+    let Defaults { start_timeout, restart } = policy;
+    let count = restart.max_restarts;
+    mistakes.note(
+        line,
+        "restart",
+        format!(
+            "a plugin that cannot start would be started for ever: {count} delays and {count} \
+             start timeouts of {start_timeout:?} take up to {needed:?}, which must be below the \
+             window of {:?}; shorten backoff, start_timeout or max_restarts, or lengthen window",
+            restart.window
+        ),
+    );
 }
 
 fn version(node: &Node, at: &str, mistakes: &mut Mistakes) -> Option<semver::Version> {
@@ -426,8 +428,8 @@ fn health(node: Node, at: &str, mistakes: &mut Mistakes) -> Health {
     Health { off: false, service: service.unwrap_or_default(), interval, timeout, threshold }
 }
 
-fn restart(node: Node, at: &str, mistakes: &mut Mistakes) -> Restart {
-    let mut restart = Restart::default();
+fn restart(node: Node, at: &str, mistakes: &mut Mistakes) -> RestartWish {
+    let mut restart = RestartWish::default();
     let Some(mut fields) = mistakes.map(node, at) else { return restart };
     if let Some((node, at)) = fields.take("policy") {
         let choices = [
@@ -435,17 +437,17 @@ fn restart(node: Node, at: &str, mistakes: &mut Mistakes) -> Restart {
             ("on_failure", RestartWhen::OnFailure),
             ("never", RestartWhen::Never),
         ];
-        restart.when = mistakes.choice(&node, &at, &choices).unwrap_or(restart.when);
+        restart.when = mistakes.choice(&node, &at, &choices);
     }
     if let Some((node, at)) = fields.take("max_restarts") {
         let count = mistakes.integer(&node, &at, 0..=1_000);
-        restart.max_restarts = count.map_or(restart.max_restarts, |count| count as u32);
+        restart.max_restarts = count.map(|count| count as u32);
     }
     if let Some((node, at)) = fields.take("window") {
-        restart.window = mistakes.duration(&node, &at, WINDOW).unwrap_or(restart.window);
+        restart.window = mistakes.duration(&node, &at, WINDOW);
     }
     if let Some((node, at)) = fields.take("backoff") {
-        restart.backoff = mistakes.duration(&node, &at, BACKOFF).unwrap_or(restart.backoff);
+        restart.backoff = mistakes.duration(&node, &at, BACKOFF);
     }
     fields.finish(mistakes);
     restart

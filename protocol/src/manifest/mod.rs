@@ -63,7 +63,11 @@ pub struct Manifest {
     /// How long it may take to end after SIGTERM.
     pub stop_grace: Option<Duration>,
     /// What happens when it ends.
-    pub restart: Restart,
+    pub restart: RestartWish,
+    /// Processes of it that share its calls; `None` means one.
+    pub instances: Option<u32>,
+    /// The group it is supervised and limited with.
+    pub group: Option<PluginName>,
     /// Carried in its advert.
     pub labels: Labels,
 }
@@ -93,14 +97,16 @@ impl Manifest {
             health: Health::default(),
             start_timeout: None,
             stop_grace: None,
-            restart: Restart::default(),
+            restart: RestartWish::default(),
+            instances: None,
+            group: None,
             labels: Labels::new(),
         }
     }
 
-    /// Reads a manifest. `start_timeout_default` is the host's, for the rule between restarts and
-    /// start timeouts where the manifest does not say.
-    pub fn parse(bytes: &[u8], start_timeout_default: Duration) -> Result<Self, ManifestError> {
+    /// Reads a manifest. `defaults` are the host's, for the rule between restarts and start
+    /// timeouts where the manifest does not say.
+    pub fn parse(bytes: &[u8], defaults: &Defaults) -> Result<Self, ManifestError> {
         if bytes.len() > MANIFEST_BYTES_MAX {
             let reason =
                 format!("has {} bytes; a manifest may have {MANIFEST_BYTES_MAX}", bytes.len());
@@ -109,7 +115,33 @@ impl Manifest {
         let Ok(text) = std::str::from_utf8(bytes) else {
             return Err(ManifestError::whole("is not text in UTF-8"));
         };
-        check::manifest(text, start_timeout_default)
+        check::manifest(text, defaults)
+    }
+}
+
+/// What holds where a manifest is silent and the rules between its fields need an answer.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Defaults {
+    /// How long a start may take.
+    pub start_timeout: Duration,
+    /// When and how it is started again.
+    pub restart: Restart,
+}
+
+impl Default for Defaults {
+    /// Thirty seconds, and paper 004's restarts.
+    fn default() -> Self {
+        Self { start_timeout: Duration::from_secs(30), restart: Restart::default() }
+    }
+}
+
+impl Defaults {
+    /// Whether a plugin that cannot start is given up in the end. If not, the longest that giving
+    /// up may take, which must be below the window.
+    pub fn give_up(&self) -> Result<(), Duration> {
+        let needed = self.restart.give_up_after(self.start_timeout);
+        let ends = self.restart.when == RestartWhen::Never || needed < self.restart.window;
+        if ends { Ok(()) } else { Err(needed) }
     }
 }
 
@@ -225,6 +257,19 @@ pub struct Resources {
     pub file_size_mb: Option<u64>,
     /// Processes and threads together.
     pub processes_max: Option<u64>,
+}
+
+impl Resources {
+    /// These, with `other` where they say nothing.
+    pub fn over(&self, other: &Self) -> Self {
+        Self {
+            cpu_percent: self.cpu_percent.or(other.cpu_percent),
+            memory_mb: self.memory_mb.or(other.memory_mb),
+            files_max: self.files_max.or(other.files_max),
+            file_size_mb: self.file_size_mb.or(other.file_size_mb),
+            processes_max: self.processes_max.or(other.processes_max),
+        }
+    }
 }
 
 /// How a plugin is kept apart from the node and its siblings.
@@ -366,6 +411,31 @@ pub struct Health {
     pub timeout: Option<Duration>,
     /// Failed probes in a row that make it unhealthy.
     pub threshold: Option<u32>,
+}
+
+/// What a manifest says of restarts; `None` leaves the host's default.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct RestartWish {
+    /// When it is started again.
+    pub when: Option<RestartWhen>,
+    /// Restarts allowed within the window.
+    pub max_restarts: Option<u32>,
+    /// The window.
+    pub window: Option<Duration>,
+    /// The first delay.
+    pub backoff: Option<Duration>,
+}
+
+impl RestartWish {
+    /// The whole policy, with `default` where the manifest is silent.
+    pub fn over(&self, default: &Restart) -> Restart {
+        Restart {
+            when: self.when.unwrap_or(default.when),
+            max_restarts: self.max_restarts.unwrap_or(default.max_restarts),
+            window: self.window.unwrap_or(default.window),
+            backoff: self.backoff.unwrap_or(default.backoff),
+        }
+    }
 }
 
 /// What happens when a plugin ends without being asked to.

@@ -2,8 +2,6 @@ use proptest::prelude::*;
 
 use super::*;
 
-const START_TIMEOUT: Duration = Duration::from_secs(30);
-
 /// Paper 003, *Plugin Manifest*, word for word.
 const PAPERS_ECHO: &str = r"name: echo
 version: 1.0.0
@@ -27,7 +25,7 @@ dependencies: []
 ";
 
 fn parse(text: &str) -> Result<Manifest, ManifestError> {
-    Manifest::parse(text.as_bytes(), START_TIMEOUT)
+    Manifest::parse(text.as_bytes(), &Defaults::default())
 }
 
 fn mistakes(text: &str) -> Vec<String> {
@@ -96,7 +94,7 @@ labels: { region: eu, tier: 2 }
     assert_eq!(manifest.listen, Listen::Tcp(50_051));
     assert_eq!(manifest.health.timeout, Some(Duration::from_millis(500)));
     assert_eq!(manifest.stop_grace, Some(Duration::from_mins(1)));
-    assert_eq!(manifest.restart.when, RestartWhen::Always);
+    assert_eq!(manifest.restart.when, Some(RestartWhen::Always));
     assert_eq!(manifest.labels["tier"], "2");
 }
 
@@ -157,6 +155,31 @@ fn a_restart_rule_that_would_never_give_up_is_refused() {
 }
 
 #[test]
+fn where_the_manifest_is_silent_the_hosts_restarts_count_and_the_rule_holds_for_both() {
+    let restart = Restart { max_restarts: 8, window: Duration::from_mins(5), ..Restart::default() };
+    let defaults = Defaults { start_timeout: Duration::from_secs(30), restart };
+    let text = |more: &str| format!("name: a\nversion: 1.0.0\n{more}");
+    let parse = |more: &str| Manifest::parse(text(more).as_bytes(), &defaults);
+    // Eight start timeouts of thirty seconds and 121 of delays do not fit into five minutes.
+    assert!(parse("").is_err());
+    let manifest = parse("start_timeout: 10s\n").expect("80 + 183 < 300");
+    assert_eq!(manifest.restart.over(&defaults.restart).max_restarts, 8);
+    let manifest = parse("restart: { max_restarts: 2 }\n").expect("few");
+    let whole = manifest.restart.over(&defaults.restart);
+    assert_eq!((whole.max_restarts, whole.window), (2, Duration::from_mins(5)));
+}
+
+#[test]
+fn instances_and_group_have_a_grammar() {
+    let manifest = parse("name: a\nversion: 1.0.0\ninstances: 3\ngroup: shop\n").expect("valid");
+    assert_eq!(manifest.instances, Some(3));
+    assert_eq!(manifest.group.map(|name| name.to_string()).as_deref(), Some("shop"));
+    let found = mistakes("name: a\nversion: 1.0.0\ninstances: 0\ngroup: The Shop\n");
+    assert!(found[0].starts_with("line 3: instances: must be 1 to 1000"), "{found:?}");
+    assert!(found[1].starts_with("line 4: group: `The Shop`"), "{found:?}");
+}
+
+#[test]
 fn a_package_cannot_point_outside_itself_or_set_the_hosts_variables() {
     let found = mistakes(
         "name: a\nversion: 1.0.0\ninterface:\n  descriptors: ../x\nenv:\n  LD_PRELOAD: x\n  BH_X: y\n",
@@ -169,7 +192,7 @@ fn a_package_cannot_point_outside_itself_or_set_the_hosts_variables() {
 fn a_manifest_has_a_size() {
     let text = format!("name: a\nversion: 1.0.0\n# {}\n", "x".repeat(MANIFEST_BYTES_MAX));
     assert!(mistakes(&text)[0].contains("may have 65536"));
-    assert!(Manifest::parse(&[0xff, 0xfe], START_TIMEOUT).is_err());
+    assert!(Manifest::parse(&[0xff, 0xfe], &Defaults::default()).is_err());
 }
 
 proptest! {

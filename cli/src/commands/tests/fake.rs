@@ -125,6 +125,32 @@ impl Admin for FakeNode {
         Ok(Response::new(PluginUnloadResponse {}))
     }
 
+    async fn plugin_restart(
+        &self,
+        request: Request<PluginRestartRequest>,
+    ) -> Result<Response<Plugin>, Status> {
+        known(&request.get_ref().name)?;
+        Ok(Response::new(counter()))
+    }
+
+    async fn plugin_reload(
+        &self,
+        request: Request<PluginReloadRequest>,
+    ) -> Result<Response<Plugin>, Status> {
+        known(&request.get_ref().name)?;
+        Ok(Response::new(counter()))
+    }
+
+    async fn plugin_scale(
+        &self,
+        request: Request<PluginScaleRequest>,
+    ) -> Result<Response<Plugin>, Status> {
+        known(&request.get_ref().name)?;
+        let count = request.get_ref().instances;
+        let one = |number| Plugin { number, ..counter() };
+        Ok(Response::new(Plugin { instances: (1..=count).map(one).collect(), ..counter() }))
+    }
+
     async fn services(
         &self,
         _: Request<ServicesRequest>,

@@ -1,0 +1,201 @@
+//! `process_management`, `services` and `groups`: who runs under the host, and how it is watched.
+
+use std::path::PathBuf;
+
+use plugin_host::{GroupConfig, Strategy};
+use protocol::{
+    document::{Fields, Node, Value},
+    manifest::{Defaults, Resources, Restart, RestartWhen, RestartWish},
+};
+
+use super::{
+    Service,
+    file::{BUILT_IN, ENTRIES_MAX, FORESEEN, Reader, TEXT_BYTES_MAX},
+};
+
+const POLICIES: [(&str, RestartWhen); 3] = [
+    ("always", RestartWhen::Always),
+    ("on_failure", RestartWhen::OnFailure),
+    ("never", RestartWhen::Never),
+];
+
+/// The paper's word for what every policy does: wait longer each time.
+const BACKOFF: (&str, RestartWhen) = ("exponential_backoff", RestartWhen::OnFailure);
+
+impl Reader {
+    pub(super) fn process_management(&mut self, mut fields: Fields) {
+        let mut supervisor = fields.section("supervisor", &mut self.found);
+        // A child's end is noticed at once, by waiting on it: no interval could be shorter.
+        self.duration(&mut supervisor, "check_interval");
+        let restart = self.restart(&mut supervisor);
+        self.file.supervision.restart = restart.over(&Restart::default());
+        let at = supervisor.path_of("max_restarts");
+        supervisor.finish(&mut self.found);
+        self.must_give_up(&at);
+        let mut checks = fields.section("health_checks", &mut self.found);
+        if let Some(interval) = self.duration(&mut checks, "interval") {
+            self.file.supervision.health_interval = interval;
+        }
+        if let Some(timeout) = self.duration(&mut checks, "timeout") {
+            self.file.supervision.health_timeout = timeout;
+        }
+        if let Some(count) = self.whole_number(&mut checks, "unhealthy_threshold", 1..=100) {
+            self.file.supervision.unhealthy_threshold = count as u32;
+        }
+        checks.finish(&mut self.found);
+        fields.finish(&mut self.found);
+    }
+
+    /// `restart_policy`, `max_restarts` and `restart_window`.
+    fn restart(&mut self, fields: &mut Fields) -> RestartWish {
+        let policies = [POLICIES[0], POLICIES[1], POLICIES[2], BACKOFF];
+        let when = fields.take("restart_policy");
+        let restarts = self.whole_number(fields, "max_restarts", 0..=1_000);
+        RestartWish {
+            when: when.and_then(|(node, at)| self.found.choice(&node, &at, &policies)),
+            max_restarts: restarts.map(|count| count as u32),
+            window: self.duration(fields, "restart_window"),
+            backoff: None,
+        }
+    }
+
+    /// A plugin that cannot start, and whose manifest is silent, must be given up in the end.
+    fn must_give_up(&mut self, at: &str) {
+        let restart = self.file.supervision.restart.clone();
+        let defaults = Defaults { restart, ..Defaults::default() };
+        let Err(needed) = defaults.give_up() else { return };
+        let Defaults { start_timeout, restart } = defaults;
+        let reason = format!(
+            "a plugin that cannot start would be started for ever: {} delays and as many start \
+             timeouts of {start_timeout:?} take up to {needed:?}, which must be below the \
+             restart_window of {:?}; lower max_restarts or lengthen restart_window",
+            restart.max_restarts, restart.window
+        );
+        self.found.note(0, at, reason);
+    }
+
+    pub(super) fn services(&mut self, fields: Fields) {
+        for (key, node) in fields.into_entries() {
+            let at = format!("services.{}", key.text);
+            let part = json(&node);
+            let Some(fields) = self.found.map(node, &at) else { continue };
+            let known = BUILT_IN.contains(&key.text.as_str());
+            let mut service = self.service(fields);
+            service.part = part;
+            if !known && !FORESEEN.contains(&key.text.as_str()) {
+                let reason = format!(
+                    "no built-in service of that name; there is: {}. Others are plugins: load them with `blackhole plugin load`",
+                    BUILT_IN.join(", ")
+                );
+                self.found.note(key.line, &at, reason);
+            } else if !known && service.enabled {
+                self.warn(key.line, &at, "this version does not contain it; it will not run");
+            } else {
+                self.file.services.insert(key.text, service);
+            }
+        }
+    }
+
+    fn service(&mut self, mut fields: Fields) -> Service {
+        let enabled = self.flag(&mut fields, "enabled").unwrap_or(true);
+        let port = self.whole_number(&mut fields, "port", 1..=65_535).map(|port| port as u16);
+        let unix_socket = self.text(&mut fields, "unix_socket").map(PathBuf::from);
+        let policy = fields.take("restart_policy");
+        let restart_policy = policy.and_then(|(node, at)| self.found.choice(&node, &at, &POLICIES));
+        let instances = self.whole_number(&mut fields, "instances", 1..=1_000);
+        let resources = fields.section("resources", &mut self.found);
+        let resources = self.resources(resources);
+        // Whatever it understands itself; it gets the whole of its part.
+        fields.take("settings");
+        fields.finish(&mut self.found);
+        Service {
+            enabled,
+            port,
+            unix_socket,
+            restart_policy,
+            instances: instances.map(|count| count as u32),
+            resources,
+            part: serde_json::Value::Null,
+        }
+    }
+
+    /// Paper 004's words for what a manifest says with its own.
+    fn resources(&mut self, mut fields: Fields) -> Resources {
+        let megabytes = |bytes: u64| bytes.div_ceil(1 << 20).max(1);
+        let memory = fields.take("memory");
+        let memory = memory.and_then(|(node, at)| self.found.size(&node, &at));
+        let cores = fields.take("cpu_cores");
+        let cores = cores.and_then(|(node, at)| self.found.positive(&node, &at));
+        let files = self.whole_number(&mut fields, "max_files", 1..=1 << 20);
+        let disk = fields.take("disk");
+        disk.and_then(|(node, at)| self.found.size(&node, &at));
+        let seconds = fields.take("cpu_seconds");
+        seconds.and_then(|(node, at)| self.found.positive(&node, &at));
+        fields.finish(&mut self.found);
+        Resources {
+            cpu_percent: cores.map(|cores| (cores * 100.0).ceil().max(1.0) as u32),
+            memory_mb: memory.map(megabytes),
+            files_max: files.map(|files| files as u64),
+            ..Resources::default()
+        }
+    }
+
+    pub(super) fn groups(&mut self, fields: Fields) {
+        for (key, node) in fields.into_entries() {
+            let at = format!("groups.{}", key.text);
+            if let Err(error) = key.text.parse::<protocol::manifest::PluginName>() {
+                self.found.note(key.line, &at, format!("{error}"));
+            }
+            let Some(fields) = self.found.map(node, &at) else { continue };
+            let group = self.group(fields);
+            let elsewhere = |other: &GroupConfig| {
+                group.members.iter().find(|member| other.members.contains(member)).cloned()
+            };
+            let twice = self.file.groups.iter().find_map(|(name, other)| {
+                elsewhere(other).map(|member| format!("{member} is in group {name} already"))
+            });
+            if let Some(reason) = twice {
+                self.found.note(key.line, &format!("{at}.members"), reason);
+            }
+            self.file.groups.insert(key.text, group);
+        }
+    }
+
+    fn group(&mut self, mut fields: Fields) -> GroupConfig {
+        let strategy = fields.take("strategy");
+        let strategy =
+            strategy.and_then(|(node, at)| self.found.choice(&node, &at, &Strategy::NAMES));
+        let mut members = Vec::new();
+        if let Some((node, at)) = fields.take("members") {
+            for node in self.found.list(node, &at, ENTRIES_MAX) {
+                let name = self.found.parsed(&node, &at, TEXT_BYTES_MAX, |text| {
+                    text.parse::<protocol::manifest::PluginName>().map(|name| name.to_string())
+                });
+                members.extend(name);
+            }
+        }
+        let wish = self.restart(&mut fields);
+        let resources = fields.section("resources", &mut self.found);
+        let resources = self.resources(resources);
+        fields.finish(&mut self.found);
+        let restart = wish.over(&self.file.supervision.restart);
+        GroupConfig { strategy: strategy.unwrap_or_default(), members, restart, resources }
+    }
+}
+
+/// A part of the configuration as it is handed on.
+fn json(node: &Node) -> serde_json::Value {
+    match &node.value {
+        Value::Null => serde_json::Value::Null,
+        Value::Bool(value) => (*value).into(),
+        Value::Integer(value) => (*value).into(),
+        Value::Float(value) => (*value).into(),
+        Value::Text(value) => value.clone().into(),
+        Value::List(nodes) => nodes.iter().map(json).collect(),
+        Value::Map(entries) => entries
+            .iter()
+            .map(|(key, node)| (key.text.clone(), json(node)))
+            .collect::<serde_json::Map<_, _>>()
+            .into(),
+    }
+}

@@ -1,0 +1,208 @@
+//! What is done to a plugin that is loaded: restart, reload, scale.
+
+use std::time::Duration;
+
+use protocol::ports::StoreError;
+
+use super::{
+    Host,
+    entry::{Entry, Instance},
+    loaded,
+};
+use crate::{
+    lifecycle::State,
+    plugin::Order,
+    status::{ChangeError, LoadError, PluginStatus, UnknownPlugin},
+};
+
+impl Host {
+    /// Starts every instance of a plugin again, one after the other, so that of several there is
+    /// always one that answers. One that had ended for good begins a new life. Returns when all
+    /// are ready again; the others keep running where one is not.
+    pub async fn restart(&self, name: &str) -> Result<PluginStatus, ChangeError> {
+        let entry = self.entry(name)?;
+        let _one_at_a_time = entry.life.change().await;
+        let count = self.entry(name)?.instances.len();
+        for place in 0..count {
+            let entry = self.same(name, &entry)?;
+            let Some(instance) = entry.instances.get(place) else { break };
+            let again = match instance.ended.is_cancelled() {
+                true => self.anew(name, &entry, place).await?,
+                false => again(instance).await,
+            };
+            again.map_err(|reason| ChangeError::NotReady { name: instance.key.clone(), reason })?;
+        }
+        Ok(self.info(name)?)
+    }
+
+    /// Reads a plugin's manifest and program anew, ends what runs, and starts what was read. A
+    /// manifest that is refused changes nothing.
+    pub async fn reload(&self, name: &str) -> Result<PluginStatus, ChangeError> {
+        let entry = self.entry(name)?;
+        let guard = entry.life.change().await;
+        let entry = self.same(name, &entry)?;
+        let mut wanted = entry.loaded.clone();
+        // The manifest may have another name now; what is reloaded stays who it is.
+        wanted.name = Some(name.into());
+        let resolved = self.resolve(wanted).await?;
+        self.inner.check(&resolved)?;
+        entry.end().await;
+        drop(guard);
+        let outcome = self.enter(resolved, false, entry.keep)?;
+        match outcome.await {
+            Ok(Ok(())) => Ok(self.info(name)?),
+            Ok(Err(reason)) => Err(self.not_started(name, reason).into()),
+            Err(_) => Err(LoadError::ShuttingDown.into()),
+        }
+    }
+
+    /// Gives a plugin `count` instances: starts further ones, or drains and ends the youngest.
+    /// Remembered. Returns when all are ready, or those too many are gone.
+    pub async fn scale(&self, name: &str, count: u32) -> Result<PluginStatus, ChangeError> {
+        let entry = self.entry(name)?;
+        let _one_at_a_time = entry.life.change().await;
+        let entry = self.same(name, &entry)?;
+        let not_startable = || {
+            LoadError::Invalid(format!("{name} cannot be started at all: see `plugin info {name}`"))
+        };
+        let program = entry.program.clone().ok_or_else(not_startable)?;
+        self.inner.check_count(&program, count)?;
+        let wanted = count as usize;
+        let outcome = if wanted < entry.instances.len() {
+            self.shrink(name, &entry, wanted).await;
+            Ok(())
+        } else {
+            self.grow(name, &entry, wanted).await?
+        };
+        self.remember_count(name, &entry, count).await.map_err(LoadError::Store)?;
+        outcome.map_err(|reason| ChangeError::NotReady { name: name.into(), reason })?;
+        Ok(self.info(name)?)
+    }
+
+    async fn shrink(&self, name: &str, entry: &Entry, wanted: usize) {
+        let surplus = &entry.instances[wanted..];
+        // All are told before any is awaited.
+        for instance in surplus {
+            instance.stop.cancel();
+        }
+        futures::future::join_all(surplus.iter().map(Instance::end)).await;
+        self.with(name, entry, |entry| entry.instances.truncate(wanted));
+    }
+
+    async fn grow(
+        &self,
+        name: &str,
+        entry: &Entry,
+        wanted: usize,
+    ) -> Result<Result<(), String>, ChangeError> {
+        let Some(program) = entry.program.clone() else { return Ok(Ok(())) };
+        let mut firsts = Vec::new();
+        {
+            let mut plugins = self.inner.plugins.lock();
+            let taken: usize = plugins.values().map(|entry| entry.instances.len()).sum();
+            let most = self.inner.config.plugins_max;
+            if taken + wanted - entry.instances.len() > most {
+                return Err(LoadError::TooMany(most).into());
+            }
+            let now = plugins.get_mut(name).filter(|now| now.life.is(&entry.life));
+            let Some(now) = now.filter(|_| !entry.life.has_ended() && !self.inner.is_closing())
+            else {
+                return Err(UnknownPlugin(name.into()).into());
+            };
+            for number in now.instances.len() + 1..=wanted {
+                let number = number as u32;
+                let started = self.start_instance(&program, number, &now.logs, false);
+                now.instances.push(started.0);
+                firsts.push(started.1);
+            }
+        }
+        let ended = |_| Err("its supervisor has ended".into());
+        let firsts = firsts.into_iter().map(|first| async { first.await.unwrap_or_else(ended) });
+        Ok(futures::future::join_all(firsts).await.into_iter().collect())
+    }
+
+    async fn remember_count(
+        &self,
+        name: &str,
+        entry: &Entry,
+        count: u32,
+    ) -> Result<(), StoreError> {
+        let mut remembered = entry.loaded.clone();
+        remembered.instances = Some(count);
+        self.with(name, entry, |entry| entry.loaded = remembered.clone());
+        if entry.keep {
+            remembered.remember(&self.inner.store, name).await?;
+            // Unloaded meanwhile: whoever writes last must know.
+            if entry.life.has_ended() {
+                loaded::forget(&self.inner.store, name).await?;
+            }
+        }
+        Ok(())
+    }
+
+    /// A new supervisor in the place of one that has ended.
+    async fn anew(
+        &self,
+        name: &str,
+        entry: &Entry,
+        place: usize,
+    ) -> Result<Result<(), String>, ChangeError> {
+        let Some(program) = entry.program.clone() else {
+            // It could not even be looked at; now it may.
+            let outcome = self.enter(self.resolve(entry.loaded.clone()).await?, false, true)?;
+            return Ok(outcome.await.unwrap_or_else(|_| Err("the node is shutting down".into())));
+        };
+        let (instance, first) = self.start_instance(&program, place as u32 + 1, &entry.logs, false);
+        if let Some(group) = &entry.instances[place].group {
+            group.leave(&entry.instances[place].orders);
+        }
+        let (stop, ended) = (instance.stop.clone(), instance.ended.clone());
+        let mut taken = false;
+        self.with(name, entry, |entry| {
+            if let Some(old) = entry.instances.get_mut(place) {
+                *old = instance.clone();
+                taken = true;
+            }
+        });
+        if !taken {
+            stop.cancel();
+            ended.cancelled().await;
+            return Err(UnknownPlugin(name.into()).into());
+        }
+        Ok(first.await.unwrap_or_else(|_| Err("its supervisor has ended".into())))
+    }
+
+    /// The entry as it is now, if it is still the same life.
+    fn same(&self, name: &str, entry: &Entry) -> Result<Entry, UnknownPlugin> {
+        let now = self.entry(name)?;
+        if now.life.is(&entry.life) { Ok(now) } else { Err(UnknownPlugin(name.into())) }
+    }
+
+    /// Changes the entry where it is kept, if it is still the same life.
+    fn with(&self, name: &str, entry: &Entry, change: impl FnOnce(&mut Entry)) {
+        let mut plugins = self.inner.plugins.lock();
+        if let Some(now) = plugins.get_mut(name).filter(|now| now.life.is(&entry.life)) {
+            change(now);
+        }
+    }
+}
+
+/// Starts an instance again that has a supervisor, and waits until it is ready.
+async fn again(instance: &Instance) -> Result<(), String> {
+    let mut phase = instance.phase.clone();
+    let before = phase.borrow().attempt;
+    let why = "restarted by the operator".to_owned();
+    let order = Order::Start { delay: Duration::ZERO, why };
+    if instance.orders.send(order).await.is_err() {
+        return Err("it has just ended".into());
+    }
+    let settled = phase.wait_for(|phase| {
+        let begun = phase.attempt > before;
+        let done = phase.state == State::Running || phase.over == phase.attempt;
+        (begun && done) || !phase.state.is_alive()
+    });
+    match settled.await.map(|phase| phase.state) {
+        Ok(State::Running) => Ok(()),
+        _ => Err(instance.status.lock().reason.clone()),
+    }
+}

@@ -1,0 +1,186 @@
+//! A run that is ready, watched to its end: its process, its health, what it uses.
+
+use std::{
+    sync::Arc,
+    time::{Duration, Instant, SystemTime},
+};
+
+use tokio::{
+    sync::mpsc,
+    time::{sleep_until, timeout},
+};
+
+use super::{Order, Run, Supervisor, told};
+use crate::{
+    beat,
+    channel::Channel,
+    config::HealthCheck,
+    lifecycle::Step,
+    process::{End, Process},
+    ready::{self, Health},
+    stats::Sampler,
+};
+
+/// How a run came to its end.
+pub(super) enum Watched {
+    /// The instance is to be ended.
+    Stopped,
+    /// Somebody wants something else of it.
+    Ordered(Order),
+    /// By itself, or because it was unhealthy.
+    Ended {
+        /// With status 0.
+        clean: bool,
+        /// Why, in one clause.
+        reason: String,
+    },
+}
+
+/// Why a run is over, while its process may still be there.
+enum Over {
+    Stopped,
+    Ordered(Order),
+    Ended(End),
+    Unhealthy(String),
+}
+
+impl Supervisor {
+    /// Watches a ready run to its end. Nothing of it is left afterwards.
+    pub(super) async fn watch(&mut self, run: Run, orders: &mut mpsc::Receiver<Order>) -> Watched {
+        let stop = self.context.stop.clone();
+        let over = tokio::select! {
+            biased;
+            () = stop.cancelled() => Over::Stopped,
+            end = run.process.ended() => Over::Ended(end),
+            order = told(orders) => Over::Ordered(order),
+            reason = self.watch_health(&run) => Over::Unhealthy(reason),
+            () = self.watch_stats(&run) => unreachable!("sampling never ends"),
+        };
+        let reason = match &over {
+            Over::Stopped => "unloaded".to_owned(),
+            Over::Ordered(order) => order.why().to_owned(),
+            Over::Ended(end) => format!("it ended: {end}"),
+            Over::Unhealthy(reason) => reason.clone(),
+        };
+        // First nobody new comes, then what is there is finished.
+        self.context.channels.remove(run.instance);
+        self.context.roll.leave(&self.context.seat.plugin);
+        match &over {
+            Over::Stopped | Over::Ordered(_) => self.step(Step::Drain, &reason),
+            Over::Unhealthy(_) => self.step(Step::BecameUnhealthy, &reason),
+            Over::Ended(_) => {}
+        }
+        self.gone(run.instance, &reason).await;
+        let grace = self.stop_grace();
+        let Run { process, channel, captures, .. } = run;
+        let watched = match over {
+            Over::Ended(end) => {
+                process.stop(Duration::ZERO).await;
+                Watched::Ended { clean: end.is_clean(), reason }
+            }
+            Over::Unhealthy(_) => {
+                process.stop(grace / 2).await;
+                Watched::Ended { clean: false, reason }
+            }
+            Over::Ordered(order) => {
+                self.drain(process, &channel, grace).await;
+                Watched::Ordered(order)
+            }
+            Over::Stopped => {
+                self.drain(process, &channel, grace).await;
+                Watched::Stopped
+            }
+        };
+        channel.close().await;
+        captures.finish().await;
+        self.forget_run();
+        if self.context.stop.is_cancelled() { Watched::Stopped } else { watched }
+    }
+
+    /// Half of the grace for calls in flight, half for the program's own end.
+    async fn drain(&self, process: Process, channel: &Arc<Channel>, grace: Duration) {
+        let idle = timeout(grace / 2, channel.idle()).await.is_ok();
+        let pid = process.pid;
+        let logs = &self.context.logs;
+        if !idle {
+            logs.supervisor("warn", pid, "calls were still in flight when it was told to end");
+        }
+        let (end, by_itself) = process.stop(grace / 2).await;
+        if by_itself {
+            logs.supervisor("info", pid, format!("it ended as asked: {end}"));
+        } else {
+            let text =
+                format!("it did not end within {:?} after SIGTERM and was killed", grace / 2);
+            logs.supervisor("warn", pid, text);
+        }
+    }
+
+    /// Ends with a reason once the plugin is unhealthy.
+    async fn watch_health(&self, run: &Run) -> String {
+        if !run.probed {
+            return std::future::pending().await;
+        }
+        let settings = self.health_settings();
+        let service = self.context.program.manifest.health.service.clone();
+        let chance = rand::random::<f64>();
+        let mut failed = 0;
+        loop {
+            sleep_until(self.due(settings.interval, chance).into()).await;
+            let health = ready::probe(&run.channel, &service, settings.timeout).await;
+            let healthy = !matches!(health, Health::Not(_));
+            {
+                let mut status = self.context.status.lock();
+                status.healthy = healthy;
+                status.last_health_check = Some(SystemTime::now());
+            }
+            if let Health::Not(reason) = health {
+                failed += 1;
+                self.warn(&format!(
+                    "health check {failed} of {} failed: {reason}",
+                    settings.threshold
+                ));
+                if failed >= settings.threshold {
+                    return format!("unhealthy: {failed} health checks in a row failed: {reason}");
+                }
+            } else {
+                failed = 0;
+            }
+        }
+    }
+
+    async fn watch_stats(&self, run: &Run) {
+        let mut sampler = Sampler::new(run.process.init);
+        let chance = rand::random::<f64>();
+        loop {
+            let sample = sampler.sample(Instant::now());
+            {
+                let mut status = self.context.status.lock();
+                status.memory_bytes = sample.memory_bytes;
+                status.cpu_percent = sample.cpu_percent;
+                status.threads = sample.threads;
+                status.open_files = sample.open_files;
+            }
+            sleep_until(self.due(self.context.config.stats_interval, chance).into()).await;
+        }
+    }
+
+    /// When the next round of something that is due every `interval` comes.
+    fn due(&self, interval: Duration, chance: f64) -> Instant {
+        let since = self.context.epoch.elapsed();
+        self.context.epoch + beat::next(since, interval, chance)
+    }
+
+    fn health_settings(&self) -> HealthCheck {
+        let asked = &self.context.program.manifest.health;
+        let default = self.context.config.health;
+        HealthCheck {
+            interval: asked.interval.unwrap_or(default.interval),
+            timeout: asked.timeout.unwrap_or(default.timeout),
+            threshold: asked.threshold.unwrap_or(default.threshold),
+        }
+    }
+
+    fn stop_grace(&self) -> Duration {
+        self.context.program.manifest.stop_grace.unwrap_or(self.context.config.stop_grace)
+    }
+}

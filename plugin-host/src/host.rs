@@ -35,10 +35,10 @@ use crate::{
     order,
     plan::{Paths, SOCKET_PATH_BYTES_MAX},
     plugin::{self, TAIL_LINES},
-    process::Spawner,
     roll::Roll,
     siblings::Group,
     source::Program,
+    spawner::Spawner,
     status::{
         HostError, HostEvent, LoadError, LoadRequest, MeshDoor, PluginStatus, Transition,
         UnknownPlugin, UnloadError,
@@ -120,10 +120,10 @@ impl Host {
         let host = Self {
             inner: Arc::new(Inner {
                 starts: Arc::new(Semaphore::new(config.starts_max.max(1))),
+                spawner: Spawner::start(config.launcher.clone()).map_err(HostError::Spawner)?,
                 config: Arc::new(config),
                 store,
                 door,
-                spawner: Spawner::start().map_err(HostError::Spawner)?,
                 channels: Arc::new(Channels::default()),
                 events,
                 transitions: broadcast::channel(TRANSITIONS).0,

@@ -35,6 +35,7 @@ mod roll;
 mod seat;
 mod siblings;
 pub mod source;
+mod spawner;
 mod stats;
 pub mod status;
 

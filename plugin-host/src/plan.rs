@@ -184,6 +184,7 @@ pub(crate) fn jail(
             // Without a user namespace the kernel counts every process of the same user.
             processes: namespaces.then(|| resources.processes_max.unwrap_or(PROCESSES_DEFAULT)),
         },
+        output: true,
         listener: manifest.listen == Listen::Fd,
     }
 }

@@ -28,12 +28,13 @@ use crate::{
     lifecycle::{State, Step},
     logs::{self, Logs},
     plan::Paths,
-    process::{Process, Spawner},
+    process::Process,
     restart::{Restarts, Verdict},
     roll::Roll,
     seat::Seat,
     siblings::{Ended, Group},
     source::Program,
+    spawner::Spawner,
     status::{HostEvent, MeshDoor, PluginStatus, Transition},
 };
 

@@ -5,15 +5,12 @@
 
 use std::{
     collections::HashMap,
-    ffi::OsString,
     fmt,
     io::{self, PipeReader},
-    os::fd::{AsFd, OwnedFd},
-    process::{Child, Stdio},
+    os::fd::{AsFd, BorrowedFd, OwnedFd},
     sync::{
         Arc,
         atomic::{AtomicU64, Ordering},
-        mpsc,
     },
     time::Duration,
 };
@@ -22,7 +19,7 @@ use launcher::{JailSpec, Order, Report, control};
 use parking_lot::Mutex;
 use rustix::{
     net::{AddressFamily, RecvFlags, SendFlags, SocketFlags, SocketType, socketpair},
-    process::{Pid, PidfdFlags, Signal, WaitId, WaitIdOptions, pidfd_open, pidfd_send_signal},
+    process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal},
 };
 use tokio::{
     io::unix::AsyncFd,
@@ -31,6 +28,8 @@ use tokio::{
     time::{Instant, timeout, timeout_at},
 };
 use tokio_util::task::AbortOnDropHandle;
+
+use crate::spawner::Spawner;
 
 /// How long the first process of a jail may take to end after it was told to kill everything.
 const KILL_PATIENCE: Duration = Duration::from_secs(2);
@@ -93,56 +92,6 @@ impl fmt::Display for End {
     }
 }
 
-/// The one thread that starts processes. It lives as long as any process it started, because the
-/// kernel ties a child's death signal to the *thread* that made it.
-#[derive(Clone)]
-pub(crate) struct Spawner {
-    jobs: mpsc::Sender<Job>,
-}
-
-enum Job {
-    Spawn(Box<std::process::Command>, oneshot::Sender<io::Result<Child>>),
-    ReapLauncher(Child),
-    Reap(OwnedFd),
-}
-
-impl Spawner {
-    pub(crate) fn start() -> io::Result<Self> {
-        // Unbounded, and still small: each supervisor has at most one job of each kind in it.
-        let (jobs, queue) = mpsc::channel::<Job>();
-        std::thread::Builder::new().name("plugin-spawner".into()).spawn(move || {
-            for job in queue {
-                match job {
-                    Job::Spawn(mut command, answer) => {
-                        if let Err(Ok(mut child)) = answer.send(command.spawn()) {
-                            // Nobody waits any more.
-                            let _ = child.kill();
-                            let _ = child.wait();
-                        }
-                    }
-                    Job::ReapLauncher(mut child) => {
-                        let _ = child.wait();
-                    }
-                    Job::Reap(pidfd) => {
-                        let _ = rustix::process::waitid(
-                            WaitId::PidFd(pidfd.as_fd()),
-                            WaitIdOptions::EXITED,
-                        );
-                    }
-                }
-            }
-        })?;
-        Ok(Self { jobs })
-    }
-
-    async fn spawn(&self, command: std::process::Command) -> io::Result<Child> {
-        let (answer, asked) = oneshot::channel();
-        let gone = || io::Error::other("the spawner thread has ended");
-        self.jobs.send(Job::Spawn(Box::new(command), answer)).map_err(|_| gone())?;
-        asked.await.map_err(|_| gone())?
-    }
-}
-
 /// Output of a program.
 pub(crate) struct Output {
     pub(crate) stdout: pipe::Receiver,
@@ -168,34 +117,16 @@ pub(crate) struct Process {
 
 impl Process {
     /// Prepares a start. Output is readable from the beginning, also where the start fails.
-    pub(crate) fn start(
-        spawner: &Spawner,
-        launcher: &[OsString],
-    ) -> Result<(Start, Output), StartFailure> {
+    pub(crate) fn start(spawner: &Spawner) -> Result<(Start, Output), StartFailure> {
         let failed = |error: io::Error| StartFailure::new("launcher", error);
-        let (near, far) =
-            socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None)
-                .map_err(|error| failed(error.into()))?;
-        rustix::net::sockopt::set_socket_passcred(&near, true)
-            .and_then(|()| rustix::io::ioctl_fionbio(&near, true))
-            .map_err(|error| failed(error.into()))?;
         let (stdout, stdout_writer) = io::pipe().map_err(failed)?;
         let (stderr, stderr_writer) = io::pipe().map_err(failed)?;
-        let Some((program, arguments)) = launcher.split_first() else {
-            return Err(StartFailure::new("launcher", "no launcher command is configured"));
-        };
-        let mut command = std::process::Command::new(program);
-        command
-            .args(arguments)
-            .stdin(Stdio::from(far))
-            .stdout(Stdio::from(stdout_writer))
-            .stderr(Stdio::from(stderr_writer))
-            .env_clear();
         let output = Output {
             stdout: readable(stdout).map_err(failed)?,
             stderr: readable(stderr).map_err(failed)?,
         };
-        Ok((Start { spawner: spawner.clone(), command, near }, output))
+        let writers = [stdout_writer.into(), stderr_writer.into()];
+        Ok((Start { spawner: spawner.clone(), output: writers }, output))
     }
 }
 
@@ -206,68 +137,83 @@ fn readable(pipe: PipeReader) -> io::Result<pipe::Receiver> {
 /// A start that has been prepared.
 pub(crate) struct Start {
     spawner: Spawner,
-    command: std::process::Command,
-    near: OwnedFd,
+    /// Where the program writes.
+    output: [OwnedFd; 2],
 }
 
 impl Start {
-    /// Spawns the launcher, sends the spec, and waits until the program was executed.
+    /// Has a launcher forked, sends it the spec, and waits until the program was executed.
     pub(crate) async fn run(
         self,
         spec: JailSpec,
         listener: Option<OwnedFd>,
         deadline: Instant,
     ) -> Result<Process, StartFailure> {
-        let program = self.command.get_program().to_string_lossy().into_owned();
-        let child = self.spawner.spawn(self.command).await.map_err(|error| {
-            StartFailure::new("launcher", format!("cannot start {program}: {error}"))
-        })?;
-        let mut starting = Starting {
-            spawner: self.spawner,
-            launcher: Some(child),
-            init: None,
-            program: None,
-            own_pids: spec.namespaces,
-        };
-        let outcome = timeout_at(deadline, starting.follow(self.near, spec, listener)).await;
-        let timed_out = || StartFailure::new("launcher", "the jail was not built in time");
-        let (socket, layers) = outcome.map_err(|_| timed_out())??;
-        starting.into_process(socket, layers)
+        let own_pids = spec.namespaces;
+        let order = Order::Launch(Box::new(spec));
+        let granted: Vec<BorrowedFd<'_>> =
+            self.output.iter().chain(&listener).map(AsFd::as_fd).collect();
+        let timed_out = |_| StartFailure::new("launcher", "the jail was not built in time");
+        // The second time for a zygote that ended with the order in its hands.
+        for _ in 0..2 {
+            let spawner = self.spawner.clone();
+            let mut starting =
+                Starting { spawner, launcher: None, init: None, program: None, own_pids };
+            let outcome = timeout_at(deadline, starting.follow(&order, &granted)).await;
+            if let Some((socket, layers)) = outcome.map_err(timed_out)?? {
+                return starting.into_process(socket, layers);
+            }
+        }
+        Err(StartFailure::new(
+            "launcher",
+            "it ended without a word; is the configured launcher command one?",
+        ))
     }
 }
 
-/// Between spawn and exec. Dropping it kills and reaps whatever is there.
+/// This process's end of a control socket, and the launcher's.
+fn control_sockets() -> io::Result<(OwnedFd, OwnedFd)> {
+    let (near, far) =
+        socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None)?;
+    rustix::net::sockopt::set_socket_passcred(&near, true)?;
+    rustix::io::ioctl_fionbio(&near, true)?;
+    Ok((near, far))
+}
+
+/// Between fork and exec. Dropping it kills and reaps whatever is there.
 struct Starting {
     spawner: Spawner,
-    launcher: Option<Child>,
+    launcher: Option<OwnedFd>,
     init: Option<(u32, OwnedFd)>,
     program: Option<u32>,
     own_pids: bool,
 }
 
 impl Starting {
+    /// `None` where the other end closed before anybody spoke.
     async fn follow(
         &mut self,
-        near: OwnedFd,
-        spec: JailSpec,
-        listener: Option<OwnedFd>,
-    ) -> Result<(AsyncFd<OwnedFd>, Vec<String>), StartFailure> {
+        order: &Order,
+        granted: &[BorrowedFd<'_>],
+    ) -> Result<Option<(AsyncFd<OwnedFd>, Vec<String>)>, StartFailure> {
         let failed = |error: io::Error| StartFailure::new("launcher", error);
-        let order = Order::Launch(Box::new(spec));
-        let descriptor = listener.as_ref().map(AsFd::as_fd);
-        control::send(&near, &order, descriptor, SendFlags::empty()).map_err(failed)?;
+        let (near, far) = control_sockets().map_err(failed)?;
+        // Before the fork: it finds its order there.
+        control::send(&near, order, granted.iter().copied(), SendFlags::empty()).map_err(failed)?;
+        self.spawner.launch(far).await.map_err(failed)?;
         let socket = watched(near).map_err(failed)?;
         loop {
-            let Some(received) = receive(&socket).await.map_err(failed)? else {
-                return Err(StartFailure::new(
-                    "launcher",
-                    "it ended without a word; is the configured launcher command one?",
-                ));
+            let Some(mut received) = receive(&socket).await.map_err(failed)? else {
+                return match self.launcher {
+                    None => Ok(None),
+                    Some(_) => Err(StartFailure::new("launcher", "it ended without a reason")),
+                };
             };
             match received.message {
+                Report::Outside => self.launcher = received.descriptors.pop(),
                 Report::Init => self.init = received.pid.map(hold).transpose().map_err(failed)?,
                 Report::Program => self.program = received.pid,
-                Report::Started { layers } => return Ok((socket, layers)),
+                Report::Started { layers } => return Ok(Some((socket, layers))),
                 Report::Refused { layer, reason, advice } => {
                     return Err(StartFailure { layer, reason, advice });
                 }
@@ -327,14 +273,14 @@ fn hold(pid: u32) -> io::Result<(u32, OwnedFd)> {
 
 impl Drop for Starting {
     fn drop(&mut self) {
-        if let Some(mut launcher) = self.launcher.take() {
-            // It has ended already unless the start failed.
-            let _ = launcher.kill();
-            let _ = self.spawner.jobs.send(Job::ReapLauncher(launcher));
+        // It has ended already unless the start failed.
+        if let Some(launcher) = self.launcher.take() {
+            let _ = pidfd_send_signal(&launcher, Signal::KILL);
+            self.spawner.reap(launcher);
         }
         if let Some((_, pidfd)) = self.init.take() {
             let _ = pidfd_send_signal(&pidfd, Signal::KILL);
-            let _ = self.spawner.jobs.send(Job::Reap(pidfd));
+            self.spawner.reap(pidfd);
         }
     }
 }
@@ -355,7 +301,8 @@ async fn read_reports(control: Control, ended: watch::Sender<Option<End>>) {
     while let Ok(Some(received)) = receive(&control.inner.socket).await {
         match received.message {
             Report::Connected { id } => {
-                let answer = received.descriptor.ok_or_else(|| "no descriptor came".to_owned());
+                let came = received.descriptors.into_iter().next();
+                let answer = came.ok_or_else(|| "no descriptor came".to_owned());
                 control.answer(id, answer);
             }
             Report::NotConnected { id, reason } => control.answer(id, Err(reason)),
@@ -465,7 +412,7 @@ impl Process {
 
     fn reap(&mut self) {
         if let Some(pidfd) = self.pidfd.take() {
-            let _ = self.spawner.jobs.send(Job::Reap(pidfd.into_inner()));
+            self.spawner.reap(pidfd.into_inner());
         }
     }
 }

@@ -19,9 +19,17 @@ use crate::spec::JailSpec;
 /// default socket buffer takes twice this.
 pub const MESSAGE_BYTES_MAX: usize = 96 * 1024;
 
+/// Descriptors of one message: output, errors, listener.
+pub const DESCRIPTORS_MAX: usize = 3;
+
+/// Bytes of an order to the first process of a jail: it keeps no larger buffer.
+pub(crate) const ORDER_BYTES_MAX: usize = 256;
+
 /// What the host asks.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Order {
+    /// To the zygote: fork a launcher that obeys the control socket that comes with this.
+    Fork,
     /// Build this jail and start its program.
     Launch(Box<JailSpec>),
     /// Connect to this port of the jail's loopback and send the descriptor.
@@ -40,6 +48,9 @@ pub enum Order {
 /// What the launcher, the jail's first process, or the program before its exec tells.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Report {
+    /// Sent by the launcher as its first word, with a handle of itself: whoever is its parent
+    /// reaps it.
+    Outside,
     /// Sent by the jail's first process; its credentials name it.
     Init,
     /// Sent by what becomes the program; its credentials name it.
@@ -84,17 +95,17 @@ pub enum Report {
 pub struct Received<T> {
     /// The message.
     pub message: T,
-    /// The descriptor that came with it.
-    pub descriptor: Option<OwnedFd>,
+    /// The descriptors that came with it, at most [`DESCRIPTORS_MAX`].
+    pub descriptors: Vec<OwnedFd>,
     /// The sender as seen from here, where the socket was told to pass credentials.
     pub pid: Option<u32>,
 }
 
-/// Sends one message, with at most one descriptor.
-pub fn send(
+/// Sends one message, with at most [`DESCRIPTORS_MAX`] descriptors.
+pub fn send<'fd>(
     socket: impl AsFd,
     message: &impl Serialize,
-    descriptor: Option<BorrowedFd<'_>>,
+    descriptors: impl IntoIterator<Item = BorrowedFd<'fd>>,
     flags: SendFlags,
 ) -> std::io::Result<()> {
     let bytes = serde_json::to_vec(message)?;
@@ -104,11 +115,11 @@ pub fn send(
             bytes.len()
         )));
     }
-    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
+    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(DESCRIPTORS_MAX))];
     let mut ancillary = SendAncillaryBuffer::new(&mut space);
-    let descriptors: Vec<BorrowedFd<'_>> = descriptor.into_iter().collect();
-    if !descriptors.is_empty() {
-        ancillary.push(SendAncillaryMessage::ScmRights(&descriptors));
+    let descriptors: Vec<BorrowedFd<'_>> = descriptors.into_iter().collect();
+    if !descriptors.is_empty() && !ancillary.push(SendAncillaryMessage::ScmRights(&descriptors)) {
+        return Err(std::io::Error::other("more descriptors than one message takes"));
     }
     let flags = flags | SendFlags::NOSIGNAL;
     rustix::io::retry_on_intr(|| {
@@ -122,18 +133,34 @@ pub fn recv<T: DeserializeOwned>(
     socket: impl AsFd,
     flags: RecvFlags,
 ) -> std::io::Result<Option<Received<T>>> {
-    let mut bytes = vec![0_u8; MESSAGE_BYTES_MAX];
-    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1), ScmCredentials(1))];
+    // Memory for what is there, not for what could be: most messages have a few bytes.
+    let ask = flags | RecvFlags::PEEK | RecvFlags::TRUNC;
+    let (_, bytes) =
+        rustix::io::retry_on_intr(|| rustix::net::recv(&socket, &mut [0_u8; 0][..], ask))?;
+    if bytes > MESSAGE_BYTES_MAX {
+        return Err(std::io::Error::other("a control message was longer than allowed"));
+    }
+    recv_into(socket, &mut vec![0_u8; bytes], flags)
+}
+
+/// Receives one message into `bytes`; a longer one is an error.
+pub(crate) fn recv_into<T: DeserializeOwned>(
+    socket: impl AsFd,
+    bytes: &mut [u8],
+    flags: RecvFlags,
+) -> std::io::Result<Option<Received<T>>> {
+    let mut space =
+        [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(DESCRIPTORS_MAX), ScmCredentials(1))];
     let mut ancillary = RecvAncillaryBuffer::new(&mut space);
     let flags = flags | RecvFlags::CMSG_CLOEXEC;
     let received = rustix::io::retry_on_intr(|| {
-        rustix::net::recvmsg(&socket, &mut [IoSliceMut::new(&mut bytes)], &mut ancillary, flags)
+        rustix::net::recvmsg(&socket, &mut [IoSliceMut::new(bytes)], &mut ancillary, flags)
     })?;
-    let mut descriptor = None;
+    let mut descriptors = Vec::new();
     let mut pid = None;
     for message in ancillary.drain() {
         match message {
-            RecvAncillaryMessage::ScmRights(mut descriptors) => descriptor = descriptors.next(),
+            RecvAncillaryMessage::ScmRights(came) => descriptors.extend(came),
             RecvAncillaryMessage::ScmCredentials(who) => {
                 pid = u32::try_from(who.pid.as_raw_nonzero().get()).ok();
             }
@@ -147,7 +174,7 @@ pub fn recv<T: DeserializeOwned>(
         return Err(std::io::Error::other("a control message was longer than allowed"));
     }
     let message = serde_json::from_slice(&bytes[..received.bytes])?;
-    Ok(Some(Received { message, descriptor, pid }))
+    Ok(Some(Received { message, descriptors, pid }))
 }
 
 #[cfg(test)]
@@ -170,10 +197,10 @@ mod tests {
         let first = recv::<Order>(&far, RecvFlags::empty()).expect("read").expect("open");
         assert_eq!(first.message, Order::Connect { id: 1, port: 80 });
         assert_eq!(first.pid, Some(std::process::id()));
-        assert!(first.descriptor.is_none());
+        assert!(first.descriptors.is_empty());
         let second = recv::<Order>(&far, RecvFlags::empty()).expect("read").expect("open");
         assert_eq!(second.message, Order::Stop);
-        assert!(second.descriptor.is_some());
+        assert_eq!(second.descriptors.len(), 1);
     }
 
     #[test]

@@ -108,7 +108,8 @@ impl Init<'_> {
     }
 
     fn obey(&self) -> Next {
-        match control::recv::<Order>(self.control, RecvFlags::DONTWAIT) {
+        let mut bytes = [0; control::ORDER_BYTES_MAX];
+        match control::recv_into::<Order>(self.control, &mut bytes, RecvFlags::DONTWAIT) {
             Ok(Some(received)) => match received.message {
                 Order::Connect { id, port } => self.connect(id, port),
                 Order::Stop => {
@@ -118,7 +119,7 @@ impl Init<'_> {
                     }
                 }
                 Order::Kill => return Next::End,
-                Order::Launch(_) => {}
+                Order::Launch(_) | Order::Fork => {}
             },
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
             Ok(None) | Err(_) => return Next::End,

@@ -13,8 +13,9 @@ use std::{
 
 use rustix::{
     event::{PollFd, PollFlags, Timespec},
+    fs::{Mode, OFlags},
     net::{RecvFlags, SendFlags},
-    process::{DumpableBehavior, Pid, Signal},
+    process::{DumpableBehavior, Pid, PidfdFlags, Signal},
     thread::{CapabilitySet, CapabilitySets},
 };
 
@@ -24,10 +25,11 @@ use crate::{
     root::{self, Trees},
     spec::{INSIDE_ID, JailSpec},
     sys::{self, Fork},
+    zygote,
 };
 
 /// A layer that could not be had.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub(crate) struct Refusal {
     pub(crate) layer: &'static str,
     pub(crate) reason: String,
@@ -67,25 +69,26 @@ impl<T, E: fmt::Display> Layer<T> for Result<T, E> {
 /// The layers in force, in the order in which they were made.
 pub(crate) type Layers = Vec<String>;
 
-/// The launcher's whole life.
-pub(crate) fn launch() -> ExitCode {
+/// The whole life of what the host started: a zygote, or the launcher of one jail; the first order
+/// tells.
+pub(crate) fn begin() -> ExitCode {
     // Nothing of the host's but the three standard descriptors may come along.
     let closed = sys::close_from(3, true);
     let Ok(control) = sys::adopt(0) else { return not_by_hand() };
     let Ok(Some(order)) = control::recv::<Order>(&control, RecvFlags::empty()) else {
         return not_by_hand();
     };
-    let Order::Launch(spec) = order.message else { return ExitCode::FAILURE };
-    let outcome = closed
-        .layer("descriptors", "close_range (Linux 5.9 or later is needed)")
-        .and_then(|()| outside(&spec, &control, order.descriptor));
-    match outcome {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(refusal) => {
+    match (closed, order.message) {
+        (Ok(()), Order::Fork) => zygote::serve(control, order.descriptors),
+        (Ok(()), Order::Launch(spec)) => launch(&control, &spec, order.descriptors),
+        (Err(error), _) => {
+            let refusal = Refusal::new("descriptors", format!("close_range: {error}"));
             // The host may be gone; then nobody waits for the reason.
-            let _ = control::send(&control, &refusal.report(), None, SendFlags::empty());
+            let report = refusal.advise("use Linux 5.9 or later").report();
+            let _ = control::send(&control, &report, None, SendFlags::empty());
             ExitCode::FAILURE
         }
+        _ => not_by_hand(),
     }
 }
 
@@ -94,10 +97,21 @@ fn not_by_hand() -> ExitCode {
     ExitCode::FAILURE
 }
 
-fn outside(spec: &JailSpec, control: &OwnedFd, listener: Option<OwnedFd>) -> Result<(), Refusal> {
-    let null = rustix::fs::open("/dev/null", rustix::fs::OFlags::RDONLY, rustix::fs::Mode::empty())
-        .layer("descriptors", "open /dev/null")?;
-    sys::place(&null, 0).layer("descriptors", "standard input")?;
+/// The launcher of one jail.
+pub(crate) fn launch(control: &OwnedFd, spec: &JailSpec, descriptors: Vec<OwnedFd>) -> ExitCode {
+    match outside(spec, control, descriptors) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(refusal) => {
+            // As above.
+            let _ = control::send(control, &refusal.report(), None, SendFlags::empty());
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn outside(spec: &JailSpec, control: &OwnedFd, descriptors: Vec<OwnedFd>) -> Result<(), Refusal> {
+    introduce(control)?;
+    let listener = standard_streams(spec, descriptors)?;
     join_cgroups(spec)?;
     prefer_plugins_when_memory_ends();
 
@@ -122,6 +136,42 @@ fn outside(spec: &JailSpec, control: &OwnedFd, listener: Option<OwnedFd>) -> Res
             Ok(())
         }
     }
+}
+
+/// Tells the host which process this is: its child, which it reaps.
+fn introduce(control: &OwnedFd) -> Result<(), Refusal> {
+    let handle = rustix::process::pidfd_open(rustix::process::getpid(), PidfdFlags::empty())
+        .layer("launcher", "pidfd_open")?;
+    control::send(control, &Report::Outside, Some(handle.as_fd()), SendFlags::empty())
+        .layer("launcher", "tell the host")
+}
+
+/// Puts the standard streams in their places and returns the listener.
+fn standard_streams(
+    spec: &JailSpec,
+    descriptors: Vec<OwnedFd>,
+) -> Result<Option<OwnedFd>, Refusal> {
+    const LAYER: &str = "descriptors";
+    let null = rustix::fs::open("/dev/null", OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty())
+        .layer(LAYER, "open /dev/null")?;
+    sys::place(&null, 0).layer(LAYER, "standard input")?;
+    let expected = if spec.output { 2 } else { 0 } + usize::from(spec.listener);
+    if descriptors.len() != expected {
+        let reason = format!("{} came with the spec instead of {expected}", descriptors.len());
+        return Err(Refusal::new(LAYER, reason));
+    }
+    let mut descriptors = descriptors.into_iter();
+    if spec.output {
+        for (number, stream) in (1..=2).zip(&mut descriptors) {
+            sys::place(&stream, number).layer(LAYER, "standard output")?;
+        }
+    }
+    // In its place from the beginning, before anything of the launcher's can have that number.
+    descriptors
+        .next()
+        .map(|listener| sys::renumber(listener, 3))
+        .transpose()
+        .layer(LAYER, "listener")
 }
 
 fn namespaces(spec: &JailSpec) -> libc::c_int {
@@ -275,7 +325,7 @@ fn become_inside_id() -> Result<(), Refusal> {
 
 /// The second cord beside the lifeline: the kernel kills the first process, and with it all, when
 /// the host's spawner thread ends. Set after the last change of id, which would clear it.
-fn die_with_the_host(control: &OwnedFd) -> Result<(), Refusal> {
+pub(crate) fn die_with_the_host(control: &OwnedFd) -> Result<(), Refusal> {
     rustix::process::set_parent_process_death_signal(Some(Signal::KILL))
         .layer("lifeline", "prctl")?;
     // The host may have ended before that. getppid says nothing across pid namespaces; the

@@ -1,17 +1,21 @@
 //! Builds the jail of one plugin and starts the plugin in it.
 //!
-//! The host starts this program on its fast path (no `pre_exec`, hence no fork of a large
-//! process) with one end of a socketpair as standard input. Over it come the [`JailSpec`] and the
-//! descriptors that the plugin is granted. Three processes follow:
+//! The host starts this program once, as the *zygote*, on its fast path (no `pre_exec`, hence no
+//! fork of a large process) with one end of a socketpair as standard input. For each plugin it
+//! sends the zygote one end of another socketpair, the plugin's control socket, and the zygote
+//! forks a launcher that obeys that. Over the control socket come the [`JailSpec`] and the
+//! descriptors that the plugin is granted. These processes take part:
 //!
 //! ```text
-//! host ── launcher (outside: opens sources, writes id maps, leaves)
+//! host ── zygote   (small, one thread, forks; holds nothing of any plugin)
+//!   ├──── launcher (outside: opens sources, writes id maps, leaves)
 //!   └──── init     (first process of the jail: builds it, then reaps, connects, forwards stop)
 //!           └───── program (gives up the rest, then execs)
 //! ```
 //!
-//! `init` is a child of the host, because the launcher makes it with `CLONE_PARENT`; so the host
-//! waits for it through a pidfd and nothing is left between them. The socketpair is the lifeline:
+//! `launcher` and `init` are children of the host, because they are made with `CLONE_PARENT`; so
+//! the host waits for them through pidfds, nothing is left between it and a plugin, and the end of
+//! the zygote touches no plugin (docs/adr/0007). The control socket is the lifeline:
 //! when the host's end closes, for whatever reason, `init` ends, and with the first process of a
 //! pid namespace the kernel ends all others.
 //!
@@ -27,6 +31,7 @@ mod root;
 mod seccomp;
 pub mod spec;
 mod sys;
+mod zygote;
 
 use std::process::ExitCode;
 
@@ -45,7 +50,8 @@ pub fn run_if_invoked() {
     }
 }
 
-/// Behaves as the launcher: one jail, then it ends.
+/// Behaves as what the first order asks for: the zygote, until the host's end of the socket
+/// closes, or the launcher of one jail.
 pub fn run() -> ExitCode {
-    jail::launch()
+    jail::begin()
 }

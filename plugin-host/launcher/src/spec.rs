@@ -42,7 +42,10 @@ pub struct JailSpec {
     pub root: RootSpec,
     /// Resource limits.
     pub limits: Limits,
-    /// One descriptor came with this spec: a bound listener that becomes descriptor 3.
+    /// Two descriptors came with this spec: standard output and standard error. Otherwise the
+    /// launcher's own are used.
+    pub output: bool,
+    /// A further descriptor came with it: a bound listener that becomes descriptor 3.
     pub listener: bool,
 }
 

@@ -117,7 +117,22 @@ pub(crate) fn place(from: impl AsFd, to: RawFd) -> io::Result<()> {
     done(i64::from(result))
 }
 
-/// Takes over a descriptor that this process was started with.
+/// Gives an owned descriptor the number `to`, one of those that the launcher reserves for the
+/// program and that nothing else has by then.
+pub(crate) fn renumber(from: OwnedFd, to: RawFd) -> io::Result<OwnedFd> {
+    if from.as_raw_fd() == to {
+        return Ok(from);
+    }
+    // Needed: the number matters, and safe forms choose it themselves.
+    // SAFETY: `from` is open; `to` is free, so that nobody's descriptor is overwritten.
+    let result = unsafe { libc::dup3(from.as_raw_fd(), to, libc::O_CLOEXEC) };
+    done(i64::from(result))?;
+    // SAFETY: just made, and nobody else knows it; `from` is another number and closes itself.
+    Ok(unsafe { OwnedFd::from_raw_fd(to) })
+}
+
+/// Takes over a descriptor that this process was started with, or moves one out of the way of the
+/// numbers that the program gets.
 pub(crate) fn adopt(number: RawFd) -> io::Result<OwnedFd> {
     // Needed: the contract with the host names a number.
     // SAFETY: F_DUPFD_CLOEXEC on any number either gives a new descriptor, owned by nobody yet,

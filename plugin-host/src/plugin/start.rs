@@ -58,7 +58,7 @@ impl Supervisor {
         let (config, program, seat) = (&context.config, &context.program, &context.seat);
         let spec = plan::jail(config, program, seat, &instance.to_string());
         let user = spec.outside_id;
-        let (start, output) = Process::start(&context.spawner, &config.launcher)?;
+        let (start, output) = Process::start(&context.spawner)?;
         let pid = Arc::new(AtomicU32::new(0));
         let captures = self.capture(output, &pid);
         let process = match start.run(spec, listener, deadline.into()).await {

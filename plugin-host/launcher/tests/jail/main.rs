@@ -294,7 +294,7 @@ fn a_connection_to_a_closed_port_is_told() {
         Report::NotConnected { id, .. } => assert_eq!(id, 9),
         Report::Connected { id } => {
             assert_eq!(id, 9);
-            let socket = answer.descriptor.expect("comes with it");
+            let socket = answer.descriptors.into_iter().next().expect("comes with it");
             let mut polled = [rustix::event::PollFd::new(&socket, rustix::event::PollFlags::OUT)];
             rustix::event::poll(&mut polled, None).expect("settled");
             let error = rustix::net::sockopt::socket_error(socket.as_fd()).expect("told");

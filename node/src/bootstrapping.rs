@@ -7,7 +7,7 @@ use crate::{
     config::{default_data_dir, default_listen},
     data::DataDir,
     log,
-    signals::Signals,
+    signals::{Signals, Told},
     store::Database,
     voice::{Ready, Say, Voice},
 };
@@ -50,7 +50,11 @@ pub async fn run(args: BootstrapArgs) -> anyhow::Result<()> {
     }));
     loop {
         tokio::select! {
-            () = signals.told_to_stop() => break,
+            told = signals.told() => match told {
+                Told::Stop => break,
+                // It has no configuration file.
+                Told::ReadAgain => {}
+            },
             notice = notices.recv() => if let Ok(notice) = notice {
                 tell(voice, network.as_str(), &notice);
             },

@@ -1,19 +1,18 @@
 //! Build, run, drain: the life of a node from its settings to its exit code.
 
 use std::{
-    net::SocketAddr,
     os::unix::net::UnixListener as StdUnixListener,
-    path::PathBuf,
     process::ExitCode,
     sync::Arc,
     time::{Duration, Instant},
 };
 
-use anyhow::Context;
 use gateway::{Grpc, serve_grpc, serve_http};
 use parking_lot::Mutex;
 use peer::{Notice, Peer, PeerConfig};
-use plugin_host::{Host, HostConfig, HostEvent, LayerPolicy, MeshDoor, NamespacePolicy};
+use plugin_host::{
+    Host, HostConfig, HostEvent, LayerPolicy, MeshDoor, NamespacePolicy, State, Transition,
+};
 use prometheus_client::registry::Registry;
 use protocol::{
     id::{InstanceId, NodeKey, PeerId},
@@ -33,14 +32,16 @@ use crate::{
     bootstrapping::tell,
     catalog::MeshCatalog,
     complain,
-    config::Settings,
+    config::{self, Settings},
     data::{DataDir, prepare_run_dir},
+    figures::Figures,
     health::Health,
     knowledge::Knowledge,
     late::Late,
     local::LocalPlugins,
     log, services,
-    signals::Signals,
+    signals::{Signals, Told},
+    sockets::{SocketFiles, Sockets},
     store::Database,
     usage::Usage,
     voice::{Ready, Say, Voice},
@@ -147,6 +148,8 @@ impl Build {
             Host::start(host_config(&settings, key.peer_id()), database.space("host"), door)
                 .await?;
         plugins.give(host.channels());
+        registry.register_collector(Box::new(Figures(host.clone())));
+        let steps = host.transitions();
         let ready = ready(&settings, &sockets, &peer);
         let node = Arc::new(Node {
             settings,
@@ -167,6 +170,7 @@ impl Build {
             peer,
             host_events,
             notices,
+            steps,
             tables,
             servers,
             signals,
@@ -182,71 +186,6 @@ fn name_of(settings: &Settings, id: PeerId) -> String {
         let text = id.to_string();
         text[text.len() - 8..].to_owned()
     })
-}
-
-/// Everything that listens, bound before anything starts, so that a port in use changes nothing.
-struct Sockets {
-    grpc: Option<TcpListener>,
-    http: Option<TcpListener>,
-    metrics: Option<TcpListener>,
-    admin: UnixListener,
-    mesh: UnixListener,
-    services: Vec<services::door::Listeners>,
-    files: Arc<SocketFiles>,
-}
-
-/// Sockets on disk; they go with the value, also where a later step of the start fails.
-struct SocketFiles(Vec<PathBuf>);
-
-impl Drop for SocketFiles {
-    fn drop(&mut self) {
-        for path in &self.0 {
-            let _ = std::fs::remove_file(path);
-        }
-    }
-}
-
-impl Sockets {
-    async fn bind(settings: &Settings) -> anyhow::Result<Self> {
-        let unix = |name: &str| {
-            let path = settings.run_dir.join(name);
-            let listener = StdUnixListener::bind(&path)
-                .with_context(|| format!("cannot listen on {}", path.display()))?;
-            listener.set_nonblocking(true)?;
-            anyhow::Ok(UnixListener::from_std(listener)?)
-        };
-        let mut paths: Vec<PathBuf> =
-            ["admin.sock", "mesh.sock"].map(|name| settings.run_dir.join(name)).into();
-        let mut services = Vec::new();
-        for (name, service) in settings.services.iter().filter(|(_, service)| service.enabled) {
-            services.push(services::door::Listeners::bind(name, service).await?);
-            paths.extend(service.unix_socket.clone());
-        }
-        Ok(Self {
-            files: Arc::new(SocketFiles(paths)),
-            services,
-            grpc: bind("gRPC", "--grpc", settings.grpc).await?,
-            http: bind("HTTP", "--http", settings.http).await?,
-            metrics: bind("metrics", "--metrics", settings.metrics).await?,
-            admin: unix("admin.sock")?,
-            mesh: unix("mesh.sock")?,
-        })
-    }
-}
-
-async fn bind(
-    what: &str,
-    flag: &str,
-    address: Option<SocketAddr>,
-) -> anyhow::Result<Option<TcpListener>> {
-    let Some(address) = address else { return Ok(None) };
-    match TcpListener::bind(address).await {
-        Ok(listener) => Ok(Some(listener)),
-        Err(cause) if cause.kind() == std::io::ErrorKind::AddrInUse => anyhow::bail!(
-            "cannot serve {what} on {address}: another program listens there; give another address with {flag}, or `{flag} off`"
-        ),
-        Err(cause) => anyhow::bail!("cannot serve {what} on {address}: {cause}; see {flag}"),
-    }
 }
 
 fn peer_config(settings: &Settings, key: NodeKey) -> PeerConfig {
@@ -337,6 +276,7 @@ struct Running {
     peer: Arc<Peer>,
     host_events: mpsc::Receiver<HostEvent>,
     notices: tokio::sync::broadcast::Receiver<Notice>,
+    steps: tokio::sync::broadcast::Receiver<Transition>,
     tables: watch::Sender<u64>,
     servers: TaskTracker,
     signals: Signals,
@@ -398,7 +338,10 @@ impl Running {
         loop {
             tokio::select! {
                 () = stop.cancelled() => break,
-                () = self.signals.told_to_stop() => break,
+                told = self.signals.told() => match told {
+                    Told::Stop => break,
+                    Told::ReadAgain => self.read_again(),
+                },
                 event = self.host_events.recv() => match event {
                     Some(event) => self.plugin_changed(event).await,
                     None => anyhow::bail!("the plugin host ended by itself; this is a fault of ours"),
@@ -407,6 +350,11 @@ impl Running {
                     Ok(()) => self.publish_routes(),
                     Err(_) => anyhow::bail!("the peer ended by itself; this is a fault of ours"),
                 },
+                step = self.steps.recv() => {
+                    if let Ok(step) = step {
+                        self.tell(&step);
+                    }
+                }
                 notice = self.notices.recv() => {
                     if let Ok(notice) = notice {
                         self.note(&notice);
@@ -442,6 +390,47 @@ impl Running {
     fn publish_routes(&self) {
         self.node.router.publish(self.node.knowledge.table());
         self.tables.send_modify(|count| *count += 1);
+    }
+
+    /// Says what of a plugin's life is not said by its routes coming and going.
+    fn tell(&self, step: &Transition) {
+        let name = match step.number {
+            1 => step.plugin.clone(),
+            number => format!("{}/{number}", step.plugin),
+        };
+        let worth = matches!(
+            step.to,
+            State::Initialised
+                | State::Unhealthy
+                | State::Draining
+                | State::Stopped
+                | State::Failed
+                | State::CrashLoop
+        );
+        if worth {
+            let say = Say::Plugin { name: &name, state: step.to.as_str(), detail: &step.reason };
+            self.voice.say(&say);
+        }
+    }
+
+    /// Reads the configuration file again and hands each service its part where that changed.
+    /// Everything else in it waits for the next start.
+    fn read_again(&self) {
+        let settings = &self.node.settings;
+        match config::services_again(settings) {
+            Ok(services) => {
+                for (name, service) in services {
+                    if self.node.host.configure(&name, service.part).is_err() {
+                        let text = format!("services.{name} is new: it starts with the next start");
+                        self.voice.say(&Say::Warning(&text));
+                    }
+                }
+            }
+            Err(error) => {
+                let text = format!("the configuration stays as it was: {error}");
+                self.voice.say(&Say::Warning(&text));
+            }
+        }
     }
 
     fn note(&self, notice: &Notice) {

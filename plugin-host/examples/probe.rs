@@ -3,7 +3,7 @@
 //! started as `__launch` it is the launcher.
 //!
 //! ```text
-//! probe [--fd | --tcp PORT] [--no-health] [--no-reflection] [--not-serving] [--exit CODE]
+//! probe [--fd | --tcp PORT] [--lifecycle] [--no-health] [--no-reflection] [--not-serving] [--exit CODE]
 //!       [--silent] [--ignore-term] [--fork] [--say TEXT] [--unhealthy-after N]
 //! probe host RUN_DIR DATA_DIR [--namespaces-off] [--listen L] [--exec COMMAND… | its own options]
 //! ```
@@ -26,7 +26,13 @@ use prost::Message as _;
 use prost_types::{
     FileDescriptorProto, FileDescriptorSet, MethodDescriptorProto, ServiceDescriptorProto,
 };
-use tonic::{body::Body, service::Routes};
+use protocol::proto::plugin::{
+    ConfigureRequest, ConfigureResponse, DescribeRequest, DescribeResponse, DrainRequest,
+    DrainResponse, ExportStateRequest, ImportStateResponse, Metric, MetricsRequest,
+    MetricsResponse, StateChunk,
+    lifecycle_server::{Lifecycle, LifecycleServer},
+};
+use tonic::{Request, Response, body::Body, service::Routes};
 
 const SERVICE: &str = "probe.v1.Probe";
 
@@ -136,8 +142,75 @@ fn routes(options: &Options) -> Routes {
             .expect("reflection");
         routes = routes.add_service(service);
     }
+    if options.has("--lifecycle") {
+        routes = routes.add_service(LifecycleServer::new(Contract::default()));
+    }
     routes
 }
+
+/// The optional contract: tells, counts, and takes any configuration but `{"refuse": true}`.
+#[derive(Default)]
+struct Contract {
+    configured: AtomicU32,
+    drained: AtomicU32,
+}
+
+#[tonic::async_trait]
+impl Lifecycle for Contract {
+    type ExportStateStream = futures::stream::Empty<Result<StateChunk, tonic::Status>>;
+
+    async fn describe(&self, _: Request<DescribeRequest>) -> Told<DescribeResponse> {
+        Ok(Response::new(DescribeResponse {
+            name: "probe".into(),
+            version: "3.2.1".into(),
+            description: "A test double".into(),
+            capabilities: vec!["testing".into()],
+            ..DescribeResponse::default()
+        }))
+    }
+
+    async fn configure(&self, request: Request<ConfigureRequest>) -> Told<ConfigureResponse> {
+        let part = serde_json::from_slice::<serde_json::Value>(&request.get_ref().configuration);
+        let part = part.map_err(|error| tonic::Status::invalid_argument(error.to_string()))?;
+        if part["refuse"] == true {
+            return Err(tonic::Status::invalid_argument("refuse is true"));
+        }
+        self.configured.fetch_add(1, Ordering::Relaxed);
+        println!("configured with {part}");
+        Ok(Response::new(ConfigureResponse {}))
+    }
+
+    async fn drain(&self, request: Request<DrainRequest>) -> Told<DrainResponse> {
+        self.drained.fetch_add(1, Ordering::Relaxed);
+        println!("draining within {} ms", request.get_ref().deadline_ms);
+        Ok(Response::new(DrainResponse {}))
+    }
+
+    async fn export_state(&self, _: Request<ExportStateRequest>) -> Told<Self::ExportStateStream> {
+        Err(tonic::Status::unimplemented("no state"))
+    }
+
+    async fn import_state(
+        &self,
+        _: Request<tonic::Streaming<StateChunk>>,
+    ) -> Told<ImportStateResponse> {
+        Err(tonic::Status::unimplemented("no state"))
+    }
+
+    async fn metrics(&self, _: Request<MetricsRequest>) -> Told<MetricsResponse> {
+        let metric = |name: &str, value: u32| Metric {
+            name: name.into(),
+            value: value.into(),
+            ..Metric::default()
+        };
+        let configured = self.configured.load(Ordering::Relaxed);
+        // The second is no name, and must not be shown.
+        let metrics = vec![metric("configured", configured), metric("No Name", 1)];
+        Ok(Response::new(MetricsResponse { metrics }))
+    }
+}
+
+type Told<T> = Result<Response<T>, tonic::Status>;
 
 fn descriptors() -> Vec<u8> {
     let method = |name: &str| MethodDescriptorProto {

@@ -73,7 +73,8 @@ pub struct GroupConfig {
     pub strategy: Strategy,
     /// Plugins that belong to it whatever their manifests say, in start order.
     pub members: Vec<String>,
-    /// How often its members may be started again, all together.
+    /// How often its members may be started again, all together; `when` is `Always`, for whether
+    /// an end counts is each member's own policy.
     pub restart: Restart,
     /// What all of them may use together.
     pub resources: Resources,

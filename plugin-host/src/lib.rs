@@ -11,6 +11,7 @@
 //! - `source`: from a path or command line to a [`source::Program`] that can be started.
 //! - `process`: one process in its jail. `control`: the socket to its launcher.
 //! - `ready`, `descriptors`: what a new process is asked before anyone may call it.
+//! - `contract`: what a plugin is asked through its optional `Lifecycle`.
 //! - `channel`: calls. `logs`, `stats`: what is seen of it.
 //! - `plugin`: the supervisor of one instance of a plugin. `siblings`: those of one group.
 //! - `host`: the owner of all supervisors.
@@ -20,6 +21,7 @@
 mod beat;
 mod channel;
 pub mod config;
+mod contract;
 mod descriptors;
 pub mod group;
 mod host;
@@ -42,6 +44,7 @@ pub mod status;
 pub use config::{
     BuiltIn, GroupConfig, HealthCheck, HostConfig, LayerPolicy, NamespacePolicy, NetworkPolicy,
 };
+pub use contract::{Described, Metric};
 pub use group::Strategy;
 pub use host::Host;
 pub use launcher::run_if_invoked;

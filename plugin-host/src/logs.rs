@@ -5,7 +5,9 @@
 //! lost. Who spoke (node, service, pid) is always the host's word, never the plugin's.
 
 use std::{
+    cell::RefCell,
     collections::VecDeque,
+    io,
     sync::Arc,
     time::{Duration, Instant, SystemTime},
 };
@@ -13,10 +15,7 @@ use std::{
 use parking_lot::Mutex;
 use serde::Serialize;
 use serde_json::{Map, Value};
-use tokio::{
-    io::{AsyncRead, AsyncReadExt},
-    sync::broadcast,
-};
+use tokio::{net::unix::pipe, sync::broadcast};
 
 /// Bytes of one line; what is longer is cut and says so. Long enough for a stack trace in JSON.
 pub const LINE_BYTES_MAX: usize = 16 * 1024;
@@ -27,6 +26,9 @@ const LINES_PER_SECOND: f64 = 1_000.0;
 
 /// Lines that may come at once: a start-up banner, a stack trace of every thread.
 const LINES_BURST: f64 = 2_000.0;
+
+/// Bytes read from a pipe at once, per thread of the node.
+const READ_BYTES: usize = 16 * 1024;
 
 /// Records a follower may be behind before it misses some; it is told how many.
 const FOLLOWER_RECORDS: usize = 1_024;
@@ -86,7 +88,6 @@ struct Inner {
     service: String,
     records_max: usize,
     ring: Mutex<Ring>,
-    live: broadcast::Sender<Arc<LogRecord>>,
 }
 
 struct Ring {
@@ -95,6 +96,9 @@ struct Ring {
     lost_untold: u64,
     allowance: f64,
     allowance_at: Instant,
+    /// Only while somebody follows: its queue is tens of kilobytes, and most logs are never
+    /// followed.
+    live: Option<broadcast::Sender<Arc<LogRecord>>>,
 }
 
 impl Logs {
@@ -106,15 +110,14 @@ impl Logs {
             lost_untold: 0,
             allowance: LINES_BURST,
             allowance_at: Instant::now(),
+            live: None,
         };
-        let (live, _) = broadcast::channel(FOLLOWER_RECORDS);
         Self {
             inner: Arc::new(Inner {
                 node_id: node_id.into(),
                 service: service.into(),
                 records_max: records_max.max(1),
                 ring: Mutex::new(ring),
-                live,
             }),
         }
     }
@@ -129,8 +132,10 @@ impl Logs {
         &self,
         count: usize,
     ) -> (Vec<Arc<LogRecord>>, broadcast::Receiver<Arc<LogRecord>>) {
-        let ring = self.inner.ring.lock();
-        (ring.tail(count), self.inner.live.subscribe())
+        let mut ring = self.inner.ring.lock();
+        let live = ring.live.get_or_insert_with(|| broadcast::channel(FOLLOWER_RECORDS).0);
+        let live = live.subscribe();
+        (ring.tail(count), live)
     }
 
     /// Lines dropped by the ring or the rate limit.
@@ -187,8 +192,10 @@ impl Logs {
             ring.lost += 1;
         }
         ring.records.push_back(Arc::clone(&record));
-        // No follower is no error.
-        let _ = self.inner.live.send(record);
+        // No follower is no error; when the last has gone, so does their queue.
+        if ring.live.as_ref().is_some_and(|live| live.send(record).is_err()) {
+            ring.live = None;
+        }
     }
 }
 
@@ -266,21 +273,31 @@ fn plain_level(level: &str) -> String {
 /// Reads lines from `pipe` into `logs` until its last writer is gone. `pid` is asked for each
 /// line, because it is known only after the first could be said.
 pub(crate) async fn capture(
-    mut pipe: impl AsyncRead + Unpin,
+    pipe: pipe::Receiver,
     logs: Logs,
     stream: LogStream,
     pid: Arc<std::sync::atomic::AtomicU32>,
 ) {
-    let mut buffer = vec![0_u8; 8 * 1024];
+    // Most plugins are silent most of the time: what they say is read into a buffer of the thread.
+    thread_local! {
+        static BUFFER: RefCell<Vec<u8>> = RefCell::new(vec![0; READ_BYTES]);
+    }
     let mut lines = Lines::default();
-    loop {
-        let read = match pipe.read(&mut buffer).await {
-            Ok(0) | Err(_) => break,
-            Ok(read) => read,
-        };
-        let now = Instant::now();
+    while pipe.readable().await.is_ok() {
         let pid = pid.load(std::sync::atomic::Ordering::Relaxed);
-        lines.feed(&buffer[..read], |line| logs.line(stream, pid, line, now));
+        let read = BUFFER.with_borrow_mut(|buffer| {
+            let read = pipe.try_read(buffer)?;
+            let now = Instant::now();
+            lines.feed(&buffer[..read], |line| logs.line(stream, pid, line, now));
+            io::Result::Ok(read)
+        });
+        match read {
+            Ok(0) => break,
+            Ok(_) => {}
+            // It was not readable after all.
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+            Err(_) => break,
+        }
     }
     let pid = pid.load(std::sync::atomic::Ordering::Relaxed);
     lines.finish(|line| logs.line(stream, pid, line, Instant::now()));

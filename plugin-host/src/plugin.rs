@@ -5,6 +5,7 @@
 //! cancellation of `stop`, which wins over every order.
 
 mod files;
+mod meet;
 mod start;
 mod tell;
 mod watch;
@@ -73,6 +74,8 @@ pub(crate) struct Context {
     pub(crate) roll: Arc<Roll>,
     /// Who decides about its restarts, if it is not alone.
     pub(crate) group: Option<Arc<Group>>,
+    /// Its part of the node's configuration, as it is now.
+    pub(crate) part: watching::Receiver<Option<Arc<serde_json::Value>>>,
     /// Its own policy, complete.
     pub(crate) restart: Restart,
     /// It was loaded before and ran: then a failed start is a crash, not a mistake of whoever
@@ -128,6 +131,8 @@ struct Run {
     instance: InstanceId,
     since: Instant,
     probed: bool,
+    /// It has the `Lifecycle` contract.
+    contract: bool,
     captures: Captures,
 }
 
@@ -187,7 +192,7 @@ impl Supervisor {
                 return;
             }
         };
-        let mut next = self.wait_for_needs().await;
+        let mut next = self.wait_for_needs(&mut orders).await;
         loop {
             next = match next {
                 Next::Start(delay) if delay.is_zero() => self.one_run(&mut orders).await,
@@ -201,8 +206,9 @@ impl Supervisor {
     }
 
     /// Waits until all it depends on is ready: as long as it takes where it is known to work, and
-    /// as long as a start may take where somebody waits for the answer.
-    async fn wait_for_needs(&mut self) -> Next {
+    /// as long as a start may take where somebody waits for the answer. An order ends the wait: who
+    /// gives it knows what is missing.
+    async fn wait_for_needs(&mut self, orders: &mut mpsc::Receiver<Order>) -> Next {
         let limit = self.start_timeout();
         let deadline = (!self.context.proven).then(|| Instant::now() + limit);
         let program = Arc::clone(&self.context.program);
@@ -223,6 +229,7 @@ impl Supervisor {
             tokio::select! {
                 biased;
                 () = stop.cancelled() => return self.stopped("unloaded before it was ready"),
+                order = told(orders) => return self.obey(order),
                 _ = there => {}
                 () = late => {
                     let text = format!("dependencies: {name} was not ready after {limit:?}");

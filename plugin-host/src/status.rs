@@ -12,7 +12,12 @@ use protocol::{
     service::ServiceName,
 };
 
-use crate::{group::Strategy, lifecycle::State, logs::LogRecord};
+use crate::{
+    contract::{Described, Metric},
+    group::Strategy,
+    lifecycle::State,
+    logs::LogRecord,
+};
 
 /// Serves the mesh to one plugin on a socket that is the plugin's identity.
 pub trait MeshDoor: Send + Sync {
@@ -136,6 +141,10 @@ pub struct PluginStatus {
     pub logs_lost: u64,
     /// What is not as its manifest wishes, and why: permissions not granted, no health service.
     pub warnings: Vec<String>,
+    /// What it says of itself, where it has the `Lifecycle` contract.
+    pub described: Option<Described>,
+    /// Its own figures, as it last told them.
+    pub metrics: Vec<Metric>,
     /// The group it is supervised and limited with, and how that is supervised.
     pub group: Option<(String, Strategy)>,
     /// Which instance this is, from 1.

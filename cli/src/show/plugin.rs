@@ -1,6 +1,8 @@
 //! Plugins and their logs.
 
-use protocol::proto::admin::{LogLine, Plugin};
+use std::collections::BTreeMap;
+
+use protocol::proto::admin::{Figure, LogLine, Plugin};
 use serde::Serialize;
 use serde_json::{Value, json};
 
@@ -63,9 +65,11 @@ pub fn info(plugin: &Plugin, colour: bool) -> String {
     let mut facts = Facts::new();
     facts.add("name", &plugin.name);
     facts.add("version", &plugin.version);
+    facts.add("description", &plugin.description);
     facts.add("state", state(plugin));
     facts.add("reason", &plugin.reason);
     facts.list("services", &plugin.services);
+    facts.add("capabilities", plugin.capabilities.join(", "));
     facts.add("announced", if plugin.announced { "yes" } else { "no" });
     facts.add("source", &plugin.source);
     if !plugin.group.is_empty() {
@@ -92,10 +96,20 @@ pub fn info(plugin: &Plugin, colour: bool) -> String {
     if plugin.logs_lost > 0 {
         facts.add("logs lost", format!("{} lines", plugin.logs_lost));
     }
+    let figures: Vec<String> = plugin.figures.iter().map(figure).collect();
+    facts.list("figures", &figures);
     if plugin.instances.len() > 1 {
         facts.list("instances", &plugin.instances.iter().map(instance).collect::<Vec<_>>());
     }
     facts.text(colour)
+}
+
+fn figure(figure: &Figure) -> String {
+    let labels: BTreeMap<_, _> = figure.labels.iter().collect();
+    let labels: Vec<String> = labels.iter().map(|(key, value)| format!("{key}={value}")).collect();
+    let labels =
+        if labels.is_empty() { String::new() } else { format!(" ({})", labels.join(", ")) };
+    format!("{} {}{labels}", figure.name, figure.value)
 }
 
 /// One of several instances in one line.
@@ -140,6 +154,11 @@ pub fn document(plugin: &Plugin) -> Value {
         "group": text_or_null(&plugin.group),
         "strategy": text_or_null(&plugin.strategy),
         "number": plugin.number,
+        "description": text_or_null(&plugin.description),
+        "capabilities": plugin.capabilities,
+        "figures": plugin.figures.iter().map(|it| {
+            json!({"name": it.name, "value": it.value, "labels": it.labels})
+        }).collect::<Vec<_>>(),
         "instances": plugin.instances.iter().map(document).collect::<Vec<_>>(),
     })
 }

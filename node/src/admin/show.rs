@@ -108,6 +108,12 @@ pub fn plugin(node: &Node, it: PluginStatus) -> api::Plugin {
         .group
         .map_or_else(Default::default, |(name, strategy)| (name, strategy.as_str().to_owned()));
     let reason = if it.reason.is_empty() { it.warnings.join("; ") } else { it.reason };
+    let described = it.described.unwrap_or_default();
+    let figures = it.metrics.into_iter().map(|metric| api::Figure {
+        name: metric.name,
+        value: metric.value,
+        labels: metric.labels.into_iter().collect(),
+    });
     api::Plugin {
         name: it.name,
         version: it.version,
@@ -135,6 +141,9 @@ pub fn plugin(node: &Node, it: PluginStatus) -> api::Plugin {
         group,
         strategy,
         number: it.number,
+        description: described.description,
+        capabilities: described.capabilities,
+        figures: figures.collect(),
         instances: it.instances.into_iter().map(|one| plugin(node, one)).collect(),
     }
 }

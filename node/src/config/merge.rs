@@ -1,6 +1,7 @@
 //! Flags over file over defaults.
 
 use std::{
+    collections::BTreeMap,
     net::{IpAddr, Ipv4Addr, SocketAddr},
     path::PathBuf,
 };
@@ -8,13 +9,14 @@ use std::{
 use multiaddr::Multiaddr;
 use protocol::document::Mistake;
 
-use super::{ConfigFile, Settings, default_data_dir};
+use super::{ConfigFile, Service, Settings, default_data_dir};
 use crate::args::{Listen, RunArgs};
 
 /// Brings `args` and the file they name together. Nothing is bound or created.
 pub fn settings(args: RunArgs) -> Result<Settings, ConfigError> {
-    let file = match config_path(&args) {
-        Some(path) => read(&path)?,
+    let path = config_path(&args);
+    let file = match &path {
+        Some(path) => read(path)?,
         None => ConfigFile::default(),
     };
     let data_dir = args.data_dir.clone().or(file.data_dir).unwrap_or_else(default_data_dir);
@@ -24,6 +26,7 @@ pub fn settings(args: RunArgs) -> Result<Settings, ConfigError> {
     let mut labels = file.labels;
     labels.extend(args.labels());
     let settings = Settings {
+        file: path,
         name: args.name.or(file.name),
         data_dir,
         run_dir,
@@ -48,6 +51,14 @@ pub fn settings(args: RunArgs) -> Result<Settings, ConfigError> {
     };
     refuse_clashes(&settings)?;
     Ok(settings)
+}
+
+/// The `services` of the file that `settings` were read from, as they are there now. Nothing where
+/// there was no file.
+pub fn services_again(settings: &Settings) -> Result<BTreeMap<String, Service>, ConfigError> {
+    let Some(path) = &settings.file else { return Ok(BTreeMap::new()) };
+    let services = read(path)?.services.into_iter();
+    Ok(services.filter(|(_, service)| service.enabled).collect())
 }
 
 /// The file that flags name, or the one that `init` wrote into the data directory.

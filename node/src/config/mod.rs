@@ -18,12 +18,14 @@ use protocol::{
 
 pub use self::{
     file::{BUILT_IN, ConfigFile},
-    merge::{CONFIG_NAME, default_listen, settings},
+    merge::{CONFIG_NAME, default_listen, services_again, settings},
 };
 
 /// Everything a node needs to be told, complete and consistent.
 #[derive(Debug, Clone)]
 pub struct Settings {
+    /// The file that was read, if there was one.
+    pub file: Option<PathBuf>,
     /// In logs and status; `None` means the end of the peer id.
     pub name: Option<String>,
     /// Where everything persistent lives.

@@ -27,11 +27,13 @@ impl Reader {
         let mut supervisor = fields.section("supervisor", &mut self.found);
         // A child's end is noticed at once, by waiting on it: no interval could be shorter.
         self.duration(&mut supervisor, "check_interval");
-        let restart = self.restart(&mut supervisor);
+        let restart =
+            RestartWish { when: self.policy(&mut supervisor), ..self.intensity(&mut supervisor) };
         self.file.supervision.restart = restart.over(&Restart::default());
         let at = supervisor.path_of("max_restarts");
         supervisor.finish(&mut self.found);
-        self.must_give_up(&at);
+        let restart = self.file.supervision.restart.clone();
+        self.must_give_up(restart, &at);
         let mut checks = fields.section("health_checks", &mut self.found);
         if let Some(interval) = self.duration(&mut checks, "interval") {
             self.file.supervision.health_interval = interval;
@@ -46,22 +48,23 @@ impl Reader {
         fields.finish(&mut self.found);
     }
 
-    /// `restart_policy`, `max_restarts` and `restart_window`.
-    fn restart(&mut self, fields: &mut Fields) -> RestartWish {
-        let policies = [POLICIES[0], POLICIES[1], POLICIES[2], BACKOFF];
-        let when = fields.take("restart_policy");
+    fn policy(&mut self, fields: &mut Fields) -> Option<RestartWhen> {
+        let (node, at) = fields.take("restart_policy")?;
+        self.found.choice(&node, &at, &[POLICIES[0], POLICIES[1], POLICIES[2], BACKOFF])
+    }
+
+    /// `max_restarts` and `restart_window`.
+    fn intensity(&mut self, fields: &mut Fields) -> RestartWish {
         let restarts = self.whole_number(fields, "max_restarts", 0..=1_000);
         RestartWish {
-            when: when.and_then(|(node, at)| self.found.choice(&node, &at, &policies)),
             max_restarts: restarts.map(|count| count as u32),
             window: self.duration(fields, "restart_window"),
-            backoff: None,
+            ..RestartWish::default()
         }
     }
 
-    /// A plugin that cannot start, and whose manifest is silent, must be given up in the end.
-    fn must_give_up(&mut self, at: &str) {
-        let restart = self.file.supervision.restart.clone();
+    /// Whoever cannot start must be given up in the end.
+    fn must_give_up(&mut self, restart: Restart, at: &str) {
         let defaults = Defaults { restart, ..Defaults::default() };
         let Err(needed) = defaults.give_up() else { return };
         let Defaults { start_timeout, restart } = defaults;
@@ -100,8 +103,7 @@ impl Reader {
         let enabled = self.flag(&mut fields, "enabled").unwrap_or(true);
         let port = self.whole_number(&mut fields, "port", 1..=65_535).map(|port| port as u16);
         let unix_socket = self.text(&mut fields, "unix_socket").map(PathBuf::from);
-        let policy = fields.take("restart_policy");
-        let restart_policy = policy.and_then(|(node, at)| self.found.choice(&node, &at, &POLICIES));
+        let restart_policy = self.policy(&mut fields);
         let instances = self.whole_number(&mut fields, "instances", 1..=1_000);
         let resources = fields.section("resources", &mut self.found);
         let resources = self.resources(resources);
@@ -174,11 +176,15 @@ impl Reader {
                 members.extend(name);
             }
         }
-        let wish = self.restart(&mut fields);
+        let wish = self.intensity(&mut fields);
+        let at = fields.path_of("max_restarts");
         let resources = fields.section("resources", &mut self.found);
         let resources = self.resources(resources);
         fields.finish(&mut self.found);
+        // Whether an end counts is each member's own policy.
+        let wish = RestartWish { when: Some(RestartWhen::Always), ..wish };
         let restart = wish.over(&self.file.supervision.restart);
+        self.must_give_up(restart.clone(), &at);
         GroupConfig { strategy: strategy.unwrap_or_default(), members, restart, resources }
     }
 }

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use protocol::{
-    manifest::{Listen, Manifest},
+    manifest::{Listen, Manifest, Restart, RestartWhen},
     ports::Store,
 };
 use tokio::sync::{mpsc, oneshot, watch};
@@ -32,6 +32,9 @@ pub(super) const INSTANCES_MAX: u32 = 1_000;
 
 /// Whether the first start led to readiness.
 pub(super) type Outcome = Result<(), String>;
+
+/// A plugin's part of the node's configuration, where it has one.
+pub(super) type Part = Option<Arc<serde_json::Value>>;
 
 /// Something that can be loaded, looked at.
 pub(super) struct Resolved {
@@ -91,10 +94,13 @@ impl Host {
             return Err(LoadError::TooMany(inner.config.plugins_max));
         }
         let logs = Logs::new(&inner.config.node_id, &name, inner.config.log_records_kept);
+        let part = watch::Sender::new(resolved.loaded.overrides.part.clone().map(Arc::new));
         let mut instances = Vec::new();
         let mut firsts = Vec::new();
         for number in 1..=count {
-            let (instance, first) = self.start_instance(&resolved.program, number, &logs, proven);
+            let seen = part.subscribe();
+            let (instance, first) =
+                self.start_instance(&resolved.program, number, &logs, seen, proven);
             instances.push(instance);
             firsts.push(first);
         }
@@ -103,6 +109,7 @@ impl Host {
             loaded: resolved.loaded,
             keep,
             logs,
+            part: Arc::new(part),
             instances,
             life: Life::default(),
         };
@@ -123,6 +130,7 @@ impl Host {
         program: &Arc<Program>,
         number: u32,
         logs: &Logs,
+        part: watch::Receiver<Part>,
         proven: bool,
     ) -> (Instance, oneshot::Receiver<Outcome>) {
         let inner = &self.inner;
@@ -167,6 +175,7 @@ impl Host {
             epoch: inner.epoch,
             roll: Arc::clone(&inner.roll),
             group: group.clone(),
+            part,
             restart: program.manifest.restart.over(&inner.config.restart),
             proven,
         };
@@ -294,7 +303,8 @@ impl Inner {
         }
         let config = self.config.groups.get(name).cloned();
         let config = config.unwrap_or_else(|| GroupConfig {
-            restart: self.config.restart.clone(),
+            // Whether an end counts is each member's own policy.
+            restart: Restart { when: RestartWhen::Always, ..self.config.restart.clone() },
             ..GroupConfig::default()
         });
         let (group, work) = Group::new(name, config, self.closing.clone());
@@ -332,6 +342,8 @@ impl Inner {
             last_health_check: None,
             logs_lost: 0,
             warnings: Vec::new(),
+            described: None,
+            metrics: Vec::new(),
             group: None,
             number: 1,
             instances: Vec::new(),
@@ -366,6 +378,7 @@ impl Inner {
             loaded,
             keep: false,
             logs,
+            part: Arc::new(watch::Sender::new(None)),
             instances: vec![instance],
             life: Life::default(),
         };

@@ -1,6 +1,6 @@
 //! What is done to a plugin that is loaded: restart, reload, scale.
 
-use std::time::Duration;
+use std::{sync::Arc, time::Duration};
 
 use protocol::ports::StoreError;
 
@@ -79,6 +79,21 @@ impl Host {
         Ok(self.info(name)?)
     }
 
+    /// Hands a plugin its part of the node's configuration anew, now and at every start. Nothing
+    /// where it is as before.
+    pub fn configure(&self, name: &str, part: serde_json::Value) -> Result<(), UnknownPlugin> {
+        let entry = self.entry(name)?;
+        self.with(name, &entry, |entry| {
+            entry.loaded.overrides.part = Some(part.clone());
+            entry.part.send_if_modified(|now| {
+                let changed = now.as_deref() != Some(&part);
+                *now = Some(Arc::new(part));
+                changed
+            });
+        });
+        Ok(())
+    }
+
     async fn shrink(&self, name: &str, entry: &Entry, wanted: usize) {
         let surplus = &entry.instances[wanted..];
         // All are told before any is awaited.
@@ -111,7 +126,8 @@ impl Host {
             };
             for number in now.instances.len() + 1..=wanted {
                 let number = number as u32;
-                let started = self.start_instance(&program, number, &now.logs, false);
+                let part = now.part.subscribe();
+                let started = self.start_instance(&program, number, &now.logs, part, false);
                 now.instances.push(started.0);
                 firsts.push(started.1);
             }
@@ -148,11 +164,16 @@ impl Host {
         place: usize,
     ) -> Result<Result<(), String>, ChangeError> {
         let Some(program) = entry.program.clone() else {
+            if entry.instances[place].status.lock().state == State::Stopped {
+                let text = format!("{name} is switched off: set services.{name}.enabled");
+                return Err(LoadError::Invalid(text).into());
+            }
             // It could not even be looked at; now it may.
             let outcome = self.enter(self.resolve(entry.loaded.clone()).await?, false, true)?;
             return Ok(outcome.await.unwrap_or_else(|_| Err("the node is shutting down".into())));
         };
-        let (instance, first) = self.start_instance(&program, place as u32 + 1, &entry.logs, false);
+        let (part, number) = (entry.part.subscribe(), place as u32 + 1);
+        let (instance, first) = self.start_instance(&program, number, &entry.logs, part, false);
         if let Some(group) = &entry.instances[place].group {
             group.leave(&entry.instances[place].orders);
         }

@@ -12,7 +12,7 @@ use parking_lot::Mutex;
 use tokio::sync::{mpsc, watch};
 use tokio_util::sync::CancellationToken;
 
-use super::loaded::Loaded;
+use super::{begin::Part, loaded::Loaded};
 use crate::{
     lifecycle::State,
     logs::Logs,
@@ -31,6 +31,8 @@ pub(super) struct Entry {
     /// It is loaded again by the next host.
     pub(super) keep: bool,
     pub(super) logs: Logs,
+    /// Its part of the node's configuration.
+    pub(super) part: Arc<watch::Sender<Part>>,
     /// By number, from 1, without gaps. Never empty.
     pub(super) instances: Vec<Instance>,
     pub(super) life: Life,

@@ -13,10 +13,9 @@ use protocol::{id::InstanceId, manifest::Listen, service::ServiceName};
 use tokio::time::timeout_at;
 use tokio_util::task::AbortOnDropHandle;
 
-use super::{Captures, Run, Supervisor};
+use super::{Captures, Run, Supervisor, meet::Met};
 use crate::{
     channel::{Address, Channel, Listener},
-    descriptors::{self, Description},
     lifecycle::Step,
     logs::{self, LogStream},
     plan,
@@ -24,9 +23,6 @@ use crate::{
     ready::{self, Health},
     status::{HostEvent, ReadyPlugin},
 };
-
-/// How long a reflection service may take; descriptors are wanted, not needed.
-const REFLECTION_PATIENCE: Duration = Duration::from_secs(5);
 
 /// Why a plugin did not become ready.
 pub(super) struct NotStarted {
@@ -85,8 +81,17 @@ impl Supervisor {
                 return Err(NotStarted { reason, retry: true });
             }
         };
-        let run = Run { process, channel, instance, since: Instant::now(), probed, captures };
-        self.announce(&run, begun).await;
+        let met = self.meet(&channel, probed, deadline).await;
+        let Met { services, descriptors, contract } = match met {
+            Ok(met) => met,
+            Err(reason) => {
+                let reason = self.abandon(process, channel, captures, reason).await;
+                return Err(NotStarted { reason, retry: false });
+            }
+        };
+        let since = Instant::now();
+        let run = Run { process, channel, instance, since, probed, contract, captures };
+        self.announce(&run, begun, services, descriptors).await;
         Ok(run)
     }
 
@@ -155,9 +160,14 @@ impl Supervisor {
         }
     }
 
-    /// Learns what it serves, and tells the node.
-    async fn announce(&mut self, run: &Run, begun: Instant) {
-        let (services, descriptors) = self.describe(&run.channel, run.probed).await;
+    /// Tells the node what it serves.
+    async fn announce(
+        &mut self,
+        run: &Run,
+        begun: Instant,
+        services: Vec<(ServiceName, [u8; 32])>,
+        descriptors: Bytes,
+    ) {
         let context = &self.context;
         context.channels.insert(run.instance, Arc::clone(&run.channel));
         {
@@ -193,53 +203,5 @@ impl Supervisor {
 
     pub(super) fn start_timeout(&self) -> Duration {
         plan::start_timeout(&self.context.config, &self.context.program)
-    }
-
-    /// Its services with their schema hashes, and their descriptors.
-    async fn describe(
-        &self,
-        channel: &Arc<Channel>,
-        probed: bool,
-    ) -> (Vec<(ServiceName, [u8; 32])>, Bytes) {
-        let program = &self.context.program;
-        let mut warnings = plan::warnings(&self.context.config, program);
-        if !probed && !program.manifest.health.off {
-            warnings.push("it has no health service; it counts as healthy while it runs".into());
-        }
-        let packaged = program.descriptors.as_ref().map(|bytes| Description::from_set(bytes));
-        let description = match packaged {
-            Some(Ok(description)) => description,
-            Some(Err(reason)) => {
-                warnings.push(format!("interface.descriptors: {reason}"));
-                Description::default()
-            }
-            None => {
-                let patience = Instant::now() + REFLECTION_PATIENCE;
-                match descriptors::reflect(channel, patience).await {
-                    Ok(Some(description)) => description,
-                    Ok(None) => Description::default(),
-                    Err(reason) => {
-                        warnings.push(reason);
-                        Description::default()
-                    }
-                }
-            }
-        };
-        warnings.extend(description.warning.clone());
-        let declared = &program.manifest.interface.services;
-        let services =
-            if declared.is_empty() { description.services.clone() } else { declared.clone() };
-        if services.is_empty() {
-            warnings.push(
-                "nothing can be called: it has no reflection, and no service is declared; name \
-                 them with interface.services or --service"
-                    .into(),
-            );
-        }
-        let descriptors = description.encode(&services);
-        let hashed =
-            services.into_iter().map(|name| (name.clone(), description.schema(&name))).collect();
-        self.context.status.lock().warnings = warnings;
-        (hashed, descriptors)
     }
 }

@@ -100,6 +100,7 @@ impl Supervisor {
         status.cpu_percent = 0.0;
         status.threads = 0;
         status.open_files = 0;
+        status.metrics.clear();
     }
 
     pub(super) fn state(&self) -> State {

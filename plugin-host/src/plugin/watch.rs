@@ -15,6 +15,7 @@ use crate::{
     beat,
     channel::Channel,
     config::HealthCheck,
+    contract,
     lifecycle::Step,
     process::{End, Process},
     ready::{self, Health},
@@ -55,6 +56,8 @@ impl Supervisor {
             order = told(orders) => Over::Ordered(order),
             reason = self.watch_health(&run) => Over::Unhealthy(reason),
             () = self.watch_stats(&run) => unreachable!("sampling never ends"),
+            () = self.watch_figures(&run) => unreachable!("asking never ends"),
+            () = self.watch_part(&run) => unreachable!("changes never end"),
         };
         let reason = match &over {
             Over::Stopped => "unloaded".to_owned(),
@@ -72,7 +75,7 @@ impl Supervisor {
         }
         self.gone(run.instance, &reason).await;
         let grace = self.stop_grace();
-        let Run { process, channel, captures, .. } = run;
+        let Run { process, channel, captures, contract, .. } = run;
         let watched = match over {
             Over::Ended(end) => {
                 process.stop(Duration::ZERO).await;
@@ -83,11 +86,11 @@ impl Supervisor {
                 Watched::Ended { clean: false, reason }
             }
             Over::Ordered(order) => {
-                self.drain(process, &channel, grace).await;
+                self.drain(process, &channel, contract, grace).await;
                 Watched::Ordered(order)
             }
             Over::Stopped => {
-                self.drain(process, &channel, grace).await;
+                self.drain(process, &channel, contract, grace).await;
                 Watched::Stopped
             }
         };
@@ -97,9 +100,23 @@ impl Supervisor {
         if self.context.stop.is_cancelled() { Watched::Stopped } else { watched }
     }
 
-    /// Half of the grace for calls in flight, half for the program's own end.
-    async fn drain(&self, process: Process, channel: &Arc<Channel>, grace: Duration) {
-        let idle = timeout(grace / 2, channel.idle()).await.is_ok();
+    /// Half of the grace for calls in flight and the plugin's own draining, half for the program's
+    /// own end.
+    async fn drain(
+        &self,
+        process: Process,
+        channel: &Arc<Channel>,
+        contract: bool,
+        grace: Duration,
+    ) {
+        let finish = async {
+            if contract {
+                // It counts as a call in flight itself; whoever does not offer it says so at once.
+                let _ = contract::drain(channel, grace / 2).await;
+            }
+            channel.idle().await;
+        };
+        let idle = timeout(grace / 2, finish).await.is_ok();
         let pid = process.pid;
         let logs = &self.context.logs;
         if !idle {
@@ -165,7 +182,7 @@ impl Supervisor {
     }
 
     /// When the next round of something that is due every `interval` comes.
-    fn due(&self, interval: Duration, chance: f64) -> Instant {
+    pub(super) fn due(&self, interval: Duration, chance: f64) -> Instant {
         let since = self.context.epoch.elapsed();
         self.context.epoch + beat::next(since, interval, chance)
     }

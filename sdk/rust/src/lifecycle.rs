@@ -1,31 +1,44 @@
 //! `blackhole.plugin.v1.Lifecycle`: what a node asks a plugin about itself.
 //!
-//! Answers what the builder knows. State, configuration and metrics of its own are not offered
-//! yet: UNIMPLEMENTED tells the node to treat the plugin as stateless.
+//! Answers what the builder knows. What the author did not offer is UNIMPLEMENTED, and the node
+//! does not ask again; state is not offered yet, so the node treats the plugin as stateless.
+
+use std::collections::HashMap;
 
 use protocol::proto::plugin::lifecycle_server::{Lifecycle, LifecycleServer};
 use protocol::proto::plugin::{
     ConfigureRequest, ConfigureResponse, DescribeRequest, DescribeResponse, DrainRequest,
-    DrainResponse, ExportStateRequest, ImportStateResponse, MetricsRequest, MetricsResponse,
-    StateChunk,
+    DrainResponse, ExportStateRequest, ImportStateResponse, Metric, MetricsRequest,
+    MetricsResponse, StateChunk,
 };
 use tonic::{Request, Response, Status, Streaming};
 
-use crate::{Answer, Plugin, Stream};
+use crate::{
+    Answer, Plugin, Stream,
+    plugin::{Configure, Metrics},
+};
 
 /// The service that describes this plugin.
 pub(crate) fn service(plugin: &Plugin) -> LifecycleServer<impl Lifecycle + use<>> {
-    LifecycleServer::new(Described(DescribeResponse {
-        name: plugin.name.clone(),
-        version: plugin.version.clone(),
-        description: plugin.description.clone(),
-        capabilities: plugin.capabilities.clone(),
-        dependencies: Vec::new(),
-        stateful: false,
-    }))
+    LifecycleServer::new(Described {
+        told: DescribeResponse {
+            name: plugin.name.clone(),
+            version: plugin.version.clone(),
+            description: plugin.description.clone(),
+            capabilities: plugin.capabilities.clone(),
+            dependencies: plugin.dependencies.clone(),
+            stateful: false,
+        },
+        configure: plugin.configure.clone(),
+        metrics: plugin.metrics.clone(),
+    })
 }
 
-struct Described(DescribeResponse);
+struct Described {
+    told: DescribeResponse,
+    configure: Option<Configure>,
+    metrics: Option<Metrics>,
+}
 
 fn stateless<T>() -> Answer<T> {
     Err(Status::unimplemented("this plugin keeps no state that it could hand over"))
@@ -36,11 +49,17 @@ impl Lifecycle for Described {
     type ExportStateStream = Stream<StateChunk>;
 
     async fn describe(&self, _: Request<DescribeRequest>) -> Answer<DescribeResponse> {
-        Ok(Response::new(self.0.clone()))
+        Ok(Response::new(self.told.clone()))
     }
 
-    async fn configure(&self, _: Request<ConfigureRequest>) -> Answer<ConfigureResponse> {
-        Err(Status::unimplemented("this plugin takes no configuration"))
+    async fn configure(&self, request: Request<ConfigureRequest>) -> Answer<ConfigureResponse> {
+        let Some(configure) = &self.configure else {
+            return Err(Status::unimplemented("this plugin takes no configuration"));
+        };
+        match configure(&request.into_inner().configuration) {
+            Ok(()) => Ok(Response::new(ConfigureResponse {})),
+            Err(reason) => Err(Status::invalid_argument(reason)),
+        }
     }
 
     async fn drain(&self, _: Request<DrainRequest>) -> Answer<DrainResponse> {
@@ -56,6 +75,14 @@ impl Lifecycle for Described {
     }
 
     async fn metrics(&self, _: Request<MetricsRequest>) -> Answer<MetricsResponse> {
-        Ok(Response::new(MetricsResponse::default()))
+        let Some(metrics) = &self.metrics else {
+            return Err(Status::unimplemented("this plugin has no figures of its own"));
+        };
+        let metrics = metrics().into_iter().map(|(name, value)| Metric {
+            name,
+            value,
+            labels: HashMap::new(),
+        });
+        Ok(Response::new(MetricsResponse { metrics: metrics.collect() }))
     }
 }

@@ -1,7 +1,10 @@
 //! The builder: what a plugin is, before it serves.
 
 use std::{convert::Infallible, env, fmt::Display, future::Future, pin::Pin, process::ExitCode};
-use std::{sync::OnceLock, time::Duration};
+use std::{
+    sync::{Arc, OnceLock},
+    time::Duration,
+};
 
 use axum::response::IntoResponse;
 use futures::FutureExt;
@@ -19,6 +22,12 @@ pub type Stream<T> = Pin<Box<dyn futures::Stream<Item = Result<T, tonic::Status>
 /// What must be done before the plugin is ready; an error is the sentence to end with.
 pub(crate) type Preparation = Pin<Box<dyn Future<Output = Result<(), String>> + Send>>;
 
+/// Takes the plugin's part of its node's configuration, as JSON; an error is the refusal.
+pub(crate) type Configure = Arc<dyn Fn(&[u8]) -> Result<(), String> + Send + Sync>;
+
+/// The plugin's own figures at this moment, by name.
+pub(crate) type Metrics = Arc<dyn Fn() -> Vec<(String, f64)> + Send + Sync>;
+
 /// How long calls in flight may go on after the plugin was told to end. Shorter than the grace
 /// a node gives before it kills, so that ending by oneself is the normal case.
 const DRAIN_DEADLINE: Duration = Duration::from_secs(5);
@@ -29,6 +38,9 @@ pub struct Plugin {
     pub(crate) version: String,
     pub(crate) description: String,
     pub(crate) capabilities: Vec<String>,
+    pub(crate) dependencies: Vec<String>,
+    pub(crate) configure: Option<Configure>,
+    pub(crate) metrics: Option<Metrics>,
     pub(crate) descriptors: Vec<Vec<u8>>,
     pub(crate) services: Vec<&'static str>,
     pub(crate) routes: Routes,
@@ -44,6 +56,9 @@ impl Plugin {
             version: version.into(),
             description: String::new(),
             capabilities: Vec::new(),
+            dependencies: Vec::new(),
+            configure: None,
+            metrics: None,
             descriptors: Vec::new(),
             services: Vec::new(),
             routes: Routes::default(),
@@ -61,6 +76,33 @@ impl Plugin {
     /// Something it is able to do, as in its manifest; may be called several times.
     pub fn capability(mut self, name: impl Into<String>) -> Self {
         self.capabilities.push(name.into());
+        self
+    }
+
+    /// A plugin it depends on, as in its manifest; may be called several times.
+    pub fn dependency(mut self, name: impl Into<String>) -> Self {
+        self.dependencies.push(name.into());
+        self
+    }
+
+    /// Takes its part of the node's configuration (JSON): before it gets its first call, and
+    /// whenever that changes. An error refuses it; at the start the plugin then fails with it.
+    pub fn configure<F, E>(mut self, take: F) -> Self
+    where
+        F: Fn(&[u8]) -> Result<(), E> + Send + Sync + 'static,
+        E: Display,
+    {
+        self.configure = Some(Arc::new(move |json| take(json).map_err(|error| error.to_string())));
+        self
+    }
+
+    /// Its own figures, asked for every few seconds and shown in the node's status and metrics.
+    /// Names are `a-z`, `0-9` and `_`.
+    pub fn metrics<F>(mut self, count: F) -> Self
+    where
+        F: Fn() -> Vec<(String, f64)> + Send + Sync + 'static,
+    {
+        self.metrics = Some(Arc::new(count));
         self
     }
 

@@ -16,12 +16,12 @@ use protocol::{
     failure::Failure,
     id::{InstanceId, PeerId},
     limits::LOOKUP_MILLIS_MAX,
-    service::ServiceName,
+    service::{MethodPath, ServiceName},
 };
 use router::{Candidate, Standing, Table};
 use semver::Version;
 
-use crate::local::LocalPlugins;
+use crate::{local::LocalPlugins, repeatable::Repeatable};
 
 /// Interfaces of others that are kept. One is a few KiB, at most
 /// [`protocol::limits::DESCRIPTORS_BYTES_MAX`].
@@ -43,6 +43,7 @@ struct Inner {
     peer: Arc<Peer>,
     /// By provider and schema hash: a peer can only spoil what is asked of itself.
     interfaces: Mutex<HashMap<(PeerId, [u8; 32]), Bytes>>,
+    repeatable: Repeatable,
 }
 
 /// One provider of one service, as the operator sees it.
@@ -60,7 +61,9 @@ impl Knowledge {
     /// Of this node.
     pub fn new(peer: Arc<Peer>, local: LocalPlugins, labels: BTreeMap<String, String>) -> Self {
         let interfaces = Mutex::new(HashMap::new());
-        Self { inner: Arc::new(Inner { id: peer.id(), labels, local, peer, interfaces }) }
+        let repeatable = Repeatable::default();
+        let inner = Inner { id: peer.id(), labels, local, peer, interfaces, repeatable };
+        Self { inner: Arc::new(inner) }
     }
 
     /// The peer.
@@ -205,6 +208,21 @@ impl router::Lookup for Knowledge {
     fn lookup(&self, service: ServiceName, deadline: Instant) -> BoxFuture<'static, bool> {
         let peer = Arc::clone(&self.inner.peer);
         Box::pin(async move { peer.lookup(service, deadline).await })
+    }
+}
+
+impl router::Declared for Knowledge {
+    fn is_idempotent(&self, path: MethodPath, _: Instant) -> BoxFuture<'static, bool> {
+        let known = self.clone();
+        Box::pin(async move {
+            let service = path.service();
+            match known.describe(service.clone()).await {
+                Ok((_, descriptors)) => {
+                    known.inner.repeatable.contains(&service, path.method(), &descriptors)
+                }
+                Err(_) => false,
+            }
+        })
     }
 }
 

@@ -9,9 +9,11 @@ use futures::future::BoxFuture;
 use protocol::{
     failure::{Failure, Reason},
     ports::{Invoke, Reach},
-    service::ServiceName,
+    service::{MethodPath, ServiceName},
 };
-use router::Lookup;
+use router::{Declared, Lookup};
+
+use crate::knowledge::Knowledge;
 
 /// Forwards to what it is given; until then nothing can be reached.
 pub struct Late<T>(Arc<OnceLock<Arc<dyn Reach<T>>>>);
@@ -49,26 +51,35 @@ impl<T: Send + 'static> Reach<T> for Late<T> {
     }
 }
 
-/// The same for looking services up.
+/// The same for what is known of the mesh.
 #[derive(Clone, Default)]
-pub struct LateLookup(Arc<OnceLock<Arc<dyn Lookup>>>);
+pub struct LateKnowledge(Arc<OnceLock<Knowledge>>);
 
-impl LateLookup {
+impl LateKnowledge {
     /// Nothing yet.
     pub fn new() -> Self {
         Self::default()
     }
 
-    /// Gives the way; only the first one counts.
-    pub fn give(&self, way: Arc<dyn Lookup>) {
-        let _ = self.0.set(way);
+    /// Gives it; only the first one counts.
+    pub fn give(&self, knowledge: Knowledge) {
+        let _ = self.0.set(knowledge);
     }
 }
 
-impl Lookup for LateLookup {
+impl Lookup for LateKnowledge {
     fn lookup(&self, service: ServiceName, deadline: Instant) -> BoxFuture<'static, bool> {
         match self.0.get() {
-            Some(way) => way.lookup(service, deadline),
+            Some(known) => known.lookup(service, deadline),
+            None => Box::pin(std::future::ready(false)),
+        }
+    }
+}
+
+impl Declared for LateKnowledge {
+    fn is_idempotent(&self, path: MethodPath, deadline: Instant) -> BoxFuture<'static, bool> {
+        match self.0.get() {
+            Some(known) => known.is_idempotent(path, deadline),
             None => Box::pin(std::future::ready(false)),
         }
     }

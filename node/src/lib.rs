@@ -20,6 +20,7 @@ mod knowledge;
 mod late;
 mod local;
 mod log;
+mod repeatable;
 mod run;
 mod services;
 mod signals;

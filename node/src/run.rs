@@ -116,15 +116,16 @@ impl Build {
         let mut registry = Registry::default();
         let local = LocalPlugins::default();
         let (plugins, peers) = (Late::<InstanceId>::new(), Late::<PeerId>::new());
-        let lookup = crate::late::LateLookup::new();
+        let known = crate::late::LateKnowledge::new();
         let router = Router::new(
             key.peer_id(),
             router::Ports {
                 plugins: Arc::new(plugins.clone()),
                 peers: Arc::new(peers.clone()),
-                lookup: Arc::new(lookup.clone()),
+                lookup: Arc::new(known.clone()),
+                declared: Arc::new(known.clone()),
             },
-            router::Settings::default(),
+            router::Settings { policies: settings.routing.clone(), ..router::Settings::default() },
             &mut registry,
         );
         let ports = peer::Ports {
@@ -136,7 +137,7 @@ impl Build {
         let notices = peer.notices();
         peers.give(peer.links());
         let knowledge = Knowledge::new(Arc::clone(&peer), local, settings.labels.clone());
-        lookup.give(Arc::new(knowledge.clone()));
+        known.give(knowledge.clone());
         let stop = CancellationToken::new();
         let tables = watch::Sender::new(0);
         let catalog = MeshCatalog::new(knowledge.clone(), tables.subscribe(), stop.clone());

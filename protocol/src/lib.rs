@@ -17,3 +17,4 @@ pub mod manifest;
 pub mod ports;
 pub mod proto;
 pub mod service;
+pub mod wishes;

@@ -14,6 +14,7 @@
 
 mod bounds;
 mod catalog;
+mod details;
 mod grpc;
 mod health;
 mod http_side;

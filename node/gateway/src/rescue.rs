@@ -1,17 +1,21 @@
 //! What went wrong, in gRPC's words. All failure policy of the gateway is here.
 //!
-//! A failure of the mesh becomes a gRPC status, and for programs that want to know more the
-//! trailers `bh-ran` (may I repeat it?), `bh-reason` and `bh-peer`. These three names are the
-//! mesh's own: a plugin cannot send them.
+//! A failure of the mesh becomes a gRPC status. Programs that want to know more find the trailers
+//! `bh-ran` (may I repeat it?), `bh-reason` and `bh-peer`, and in `grpc-status-details-bin` the
+//! same in the forms that gRPC libraries know (`details`): who was tried, why that failed, and
+//! when another try is of use, which `grpc-retry-pushback-ms` tells to clients that retry by
+//! themselves. The names that begin with `bh-` are the mesh's own: a plugin cannot send them.
+
+use std::time::Duration;
 
 use axum::body::Body;
 use http::{
     HeaderMap, HeaderName, HeaderValue, Response, StatusCode,
     header::{CONTENT_TYPE, RETRY_AFTER},
 };
-use protocol::failure::{Failure, Ran, Reason};
+use protocol::failure::{Failure, Reason};
 
-use crate::bounds::STATUS_MESSAGE_BYTES_MAX;
+use crate::{bounds::STATUS_MESSAGE_BYTES_MAX, details};
 
 /// `grpc-status`.
 pub(crate) const GRPC_STATUS: HeaderName = HeaderName::from_static("grpc-status");
@@ -19,6 +23,10 @@ const GRPC_MESSAGE: HeaderName = HeaderName::from_static("grpc-message");
 const RAN: HeaderName = HeaderName::from_static("bh-ran");
 const REASON: HeaderName = HeaderName::from_static("bh-reason");
 const PEER: HeaderName = HeaderName::from_static("bh-peer");
+/// How long the answering peer's own part took; only for the operator, who gets it otherwise.
+const LEGS: HeaderName = HeaderName::from_static("bh-legs");
+const DETAILS: HeaderName = HeaderName::from_static("grpc-status-details-bin");
+const PUSHBACK: HeaderName = HeaderName::from_static("grpc-retry-pushback-ms");
 const GRPC: HeaderValue = HeaderValue::from_static("application/grpc");
 
 /// A request that does not become a call.
@@ -36,6 +44,9 @@ pub(crate) enum Refusal {
     /// The path names no method: `UNIMPLEMENTED`.
     Unimplemented(String),
 }
+
+/// What a caller waits where somebody has too much to do and says no more of it.
+const BUSY_PAUSE: Duration = Duration::from_secs(1);
 
 /// gRPC's `INVALID_ARGUMENT`.
 const INVALID_ARGUMENT: u32 = 3;
@@ -68,8 +79,17 @@ pub(crate) fn answer(failure: &Failure) -> Response<Body> {
 /// The trailers that tell a failure.
 pub(crate) fn trailers(failure: &Failure) -> HeaderMap {
     let mut trailers = status(failure.grpc_code(), &failure.to_string());
-    trailers.insert(RAN, HeaderValue::from_static(ran(failure.ran)));
-    trailers.insert(REASON, HeaderValue::from_static(reason(failure.reason)));
+    trailers.insert(RAN, HeaderValue::from_static(failure.ran.as_str()));
+    trailers.insert(REASON, HeaderValue::from_static(failure.reason.as_str()));
+    let pause = retry_after(failure);
+    if let Some(pause) = pause {
+        let millis = u64::try_from(pause.as_millis()).unwrap_or(u64::MAX);
+        trailers.insert(PUSHBACK, HeaderValue::from(millis.max(1)));
+    }
+    let details = details::encode(failure, pause);
+    if let Ok(details) = HeaderValue::from_bytes(details.as_encoded_bytes()) {
+        trailers.insert(DETAILS, details);
+    }
     if let Some(peer) = &failure.peer {
         // Base58 is always a header value.
         if let Ok(peer) = HeaderValue::from_str(&peer.to_string()) {
@@ -81,33 +101,15 @@ pub(crate) fn trailers(failure: &Failure) -> HeaderMap {
 
 /// Takes the mesh's own names out of what a plugin sent.
 pub(crate) fn strip_reserved(headers: &mut HeaderMap) {
-    for name in [RAN, REASON, PEER] {
+    for name in [RAN, REASON, PEER, LEGS] {
         headers.remove(name);
     }
 }
 
-fn ran(ran: Ran) -> &'static str {
-    match ran {
-        Ran::NotStarted => "not-started",
-        Ran::Unknown => "unknown",
-        Ran::Failed => "failed",
-    }
-}
-
-fn reason(reason: Reason) -> &'static str {
-    match reason {
-        Reason::NotAvailable => "not-available",
-        Reason::Unreachable => "unreachable",
-        Reason::PeerLost => "peer-lost",
-        Reason::PluginLost => "plugin-lost",
-        Reason::Busy => "busy",
-        Reason::Refused => "refused",
-        Reason::DeadlineExceeded => "deadline-exceeded",
-        Reason::Cancelled => "cancelled",
-        Reason::TooLarge => "too-large",
-        Reason::Malformed => "malformed",
-        Reason::Internal => "internal",
-    }
+/// When another try is of use: as the failure says, or in a moment where somebody is busy.
+fn retry_after(failure: &Failure) -> Option<Duration> {
+    let known = failure.detail.as_ref().and_then(|detail| detail.retry_after);
+    known.or_else(|| (failure.reason == Reason::Busy).then_some(BUSY_PAUSE))
 }
 
 fn status(code: u32, message: &str) -> HeaderMap {
@@ -167,6 +169,16 @@ mod tests {
         assert_eq!(trailers["bh-peer"], peer.to_string());
         let message = trailers["grpc-message"].to_str().expect("ASCII");
         assert!(message.starts_with("lost 100%25 of it (at peer 12D3Koo"), "{message}");
+    }
+
+    #[test]
+    fn who_is_busy_says_when_to_come_back() {
+        let busy = Failure::not_started(Reason::Busy, "too much");
+        assert_eq!(trailers(&busy)["grpc-retry-pushback-ms"], "1000");
+        let told = busy.retry_after(Duration::from_millis(70));
+        assert_eq!(trailers(&told)["grpc-retry-pushback-ms"], "70");
+        let lost = Failure::unknown(Reason::PeerLost, "lost");
+        assert!(!trailers(&lost).contains_key("grpc-retry-pushback-ms"));
     }
 
     #[test]

@@ -7,7 +7,10 @@ use http::{
     header::{CONNECTION, CONTENT_LENGTH, CONTENT_TYPE, HOST, TRANSFER_ENCODING, UPGRADE},
     request::Parts,
 };
-use protocol::ports::{CallHead, Caller, Locality};
+use protocol::{
+    ports::{CallHead, Caller, Locality},
+    wishes::Wishes,
+};
 
 use crate::rescue::Refusal;
 
@@ -71,6 +74,8 @@ pub(crate) fn head(parts: Parts, caller: Caller, now: Instant) -> Result<CallHea
         None => None,
     };
     let locality = locality(&mut metadata)?;
+    // Read again where somebody is chosen; refused here, in words that gRPC knows.
+    Wishes::read(&metadata).map_err(|unfit| Refusal::InvalidArgument(unfit.to_string()))?;
     strip_hop_by_hop(&mut metadata);
     Ok(CallHead { path, metadata, deadline, locality, caller })
 }

@@ -1,25 +1,35 @@
-//! One call, from its arrival until somebody answers: resolve, attempt, fail over.
+//! One call, from its arrival until somebody answers.
 //!
-//! A call is offered to one provider after the other until one of them may have begun it. What
-//! may have begun is never repeated.
+//! Performs what [`Course`] decides: a call is offered to one provider after the other until one
+//! of them answers, or until what may have begun must not be repeated.
 
-use std::{sync::Arc, time::Instant};
+use std::{
+    sync::{Arc, OnceLock},
+    time::{Duration, Instant},
+};
 
 use http::HeaderMap;
 use protocol::{
-    failure::{Failure, Ran, Reason},
-    id::{InstanceId, PeerId},
-    ports::{Body, Call, CallHead, Invoke, Locality, Reply},
+    failure::{Detail, Failure, Ran, Reason, TRIED_MAX, Tried},
+    ports::{Body, Call, CallHead, Locality, Reply},
     service::ServiceName,
+    wishes::{Priority, Wishes},
 };
 
 use crate::{
+    attempt::Answered,
+    book::Book,
+    chance::digest,
+    condition::Ending,
+    course::{Course, Facts, Next, Stop},
     guard::{Answer, Progress, Watchdog},
     meters::Meter,
+    pick::{Provider, Target},
+    policy::{Method, Policy},
     replay::{REPLAY_BYTES_MAX, Replay},
     router::Shared,
-    select::{Requirement, Want, select},
-    table::InFlight,
+    select::Requirement,
+    trace::{EXPLAIN, Event, LEGS, Trace},
 };
 
 /// Who may answer, beside what the caller says.
@@ -33,40 +43,31 @@ pub(crate) enum Scope {
 
 /// A call between its arrival and its answer.
 pub(crate) struct Carriage {
-    shared: Arc<Shared>,
-    service: ServiceName,
-    head: CallHead,
-    scope: Scope,
-    replay: Replay,
-    progress: Arc<Progress>,
-    watchdog: Watchdog,
-    /// Offered to, without success.
-    tried: Vec<Target>,
-    /// Reached once, and its connection turned out to be dead: worth a fresh one when nobody
-    /// else is left.
-    stale: Option<Provider>,
-}
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Target {
-    Plugin(InstanceId),
-    Peer(PeerId),
-}
-
-struct Provider {
-    target: Target,
-    in_flight: InFlight,
-    /// Others that could be tried after it.
-    others: bool,
-}
-
-/// What came of one attempt.
-enum Attempt {
-    Answered(Reply, InFlight),
-    /// Nothing of it reached a plugin.
-    NotStarted(Failure),
-    /// It may have run, or was refused for good.
-    Over(Failure),
+    pub(crate) shared: Arc<Shared>,
+    pub(crate) service: ServiceName,
+    pub(crate) head: CallHead,
+    pub(crate) scope: Scope,
+    pub(crate) locality: Locality,
+    pub(crate) requirement: Requirement,
+    pub(crate) priority: Priority,
+    /// Stands for the call's session.
+    pub(crate) key: Option<u64>,
+    pub(crate) policy: Arc<Policy>,
+    /// The service's, once somebody is known to offer it.
+    pub(crate) book: Option<Arc<Book>>,
+    /// Which of the service's calls it is, once that is counted.
+    pub(crate) turn: OnceLock<u64>,
+    pub(crate) course: Course,
+    pub(crate) replay: Replay,
+    pub(crate) progress: Arc<Progress>,
+    pub(crate) watchdog: Watchdog,
+    /// Offered to in this round, without success.
+    pub(crate) tried: Vec<Target>,
+    /// The same, over all rounds, for whoever reads the failure.
+    pub(crate) told: Vec<Tried>,
+    /// Whether the method may run twice, once that was asked.
+    pub(crate) idempotent: Option<bool>,
+    pub(crate) trace: Option<Arc<Trace>>,
 }
 
 impl Carriage {
@@ -75,26 +76,10 @@ impl Carriage {
         shared: Arc<Shared>,
         call: Call,
         scope: Scope,
+        trace: Option<Arc<Trace>>,
     ) -> Result<Reply, Failure> {
         let began = Instant::now();
-        let progress = Progress::new();
-        let watchdog =
-            Watchdog::new(call.head.deadline, Arc::clone(&progress), shared.settings.idle);
-        let mut head = call.head;
-        if scope == Scope::ThisNode {
-            head.locality = Locality::Local;
-        }
-        let mut carriage = Self {
-            service: head.path.service(),
-            replay: Replay::new(call.body, Arc::clone(&progress)),
-            tried: Vec::new(),
-            stale: None,
-            shared,
-            head,
-            scope,
-            progress,
-            watchdog,
-        };
+        let mut carriage = Self::new(shared, call, scope, trace)?;
         let offered = carriage.first_provider().await;
         let (service, caller) = (&carriage.service, &carriage.head.caller);
         let mut meter = carriage.shared.meters.begin(service, caller, offered.is_ok(), began);
@@ -103,238 +88,224 @@ impl Carriage {
             Err(failure) => Err(failure),
         };
         match outcome {
-            Ok((reply, target, in_flight)) => Ok(carriage.answer(reply, target, in_flight, meter)),
+            Ok(answered) => Ok(carriage.answer(answered, meter)),
             Err(failure) => {
                 meter.failed(&failure);
-                Err(failure)
+                Err(carriage.tell(failure))
             }
         }
     }
 
-    /// The best provider known, after a lookup where none is.
-    async fn first_provider(&mut self) -> Result<Provider, Failure> {
-        if self.watchdog.is_over() {
-            return Err(self.watchdog.failure(Ran::NotStarted));
-        }
-        if let Some(provider) = self.next_provider() {
-            return Ok(provider);
-        }
-        if self.scope == Scope::Mesh && self.head.locality != Locality::Local {
-            let due = self.watchdog.within(self.shared.settings.lookup);
-            if let Some(provider) = self.look_up(due).await {
-                return Ok(provider);
-            }
-            if self.watchdog.is_over() {
-                return Err(self.watchdog.failure(Ran::NotStarted));
-            }
-        }
-        Err(self.not_available())
-    }
-
-    /// Asks the mesh, and waits until `due` for a table in which the service has a provider.
-    async fn look_up(&self, due: Instant) -> Option<Provider> {
-        let mut published = self.shared.published.subscribe();
-        let mut lookup = self.shared.ports.lookup.lookup(self.service.clone(), due);
-        let search = async {
-            let mut asked = true;
-            loop {
-                if let Some(provider) = self.next_provider() {
-                    return Some(provider);
-                }
-                tokio::select! {
-                    changed = published.changed() => if changed.is_err() { return None },
-                    found = &mut lookup, if asked => {
-                        asked = false;
-                        // Found: it is in a table that is about to be published, or already was.
-                        if !found { return self.next_provider() }
-                    }
-                }
-            }
+    fn new(
+        shared: Arc<Shared>,
+        call: Call,
+        scope: Scope,
+        trace: Option<Arc<Trace>>,
+    ) -> Result<Self, Failure> {
+        let progress = Progress::new();
+        let head = call.head;
+        let watchdog = Watchdog::new(head.deadline, Arc::clone(&progress), shared.settings.idle);
+        let service = head.path.service();
+        let policy = Arc::clone(shared.policies.of(&service));
+        let unfit = |error: protocol::wishes::UnfitWish| {
+            Failure::failed(Reason::Malformed, error.to_string())
         };
-        tokio::time::timeout_at(due.into(), search).await.ok().flatten()
+        let wishes = Wishes::read(&head.metadata).map_err(unfit)?;
+        let locality = match (scope, head.locality) {
+            (Scope::ThisNode, _) => Locality::Local,
+            // A caller who does not mind leaves it to the service's policy.
+            (Scope::Mesh, Locality::PreferLocal) => policy.locality,
+            (Scope::Mesh, asked) => asked,
+        };
+        let asked = || scope == Scope::ThisNode && head.metadata.contains_key(&EXPLAIN);
+        let trace = trace.or_else(|| asked().then(Trace::new));
+        Ok(Self {
+            service,
+            scope,
+            locality,
+            requirement: Requirement { labels: wishes.labels, version: wishes.version },
+            priority: wishes.priority.unwrap_or(policy.priority),
+            key: key_of(&policy, &head.metadata),
+            policy,
+            book: None,
+            turn: OnceLock::new(),
+            course: Course::default(),
+            replay: Replay::new(call.body, Arc::clone(&progress)),
+            progress,
+            watchdog,
+            tried: Vec::new(),
+            told: Vec::new(),
+            idempotent: None,
+            trace,
+            head,
+            shared,
+        })
     }
 
-    /// The best provider in the current table that was not tried.
-    fn next_provider(&self) -> Option<Provider> {
-        let table = self.shared.table.load();
-        let rows = table.rows(&self.service);
-        if rows.is_empty() {
-            return None;
-        }
-        let seen = self.shared.seen(rows);
-        let requirement = Requirement::default();
-        let want = Want { locality: self.head.locality, requirement: &requirement };
-        let selection = select(&seen, &want, rand::random());
-        let mut targets = selection.choices.iter().map(|choice| {
-            let row = &rows[choice.index];
-            let target = if row.candidate.local {
-                Target::Plugin(row.candidate.instance)
-            } else {
-                Target::Peer(row.candidate.peer)
-            };
-            (target, row)
-        });
-        let (target, row) = targets.by_ref().find(|(target, _)| !self.tried.contains(target))?;
-        let others = targets.any(|(other, _)| other != target && !self.tried.contains(&other));
-        Some(Provider { target, in_flight: row.gauge.enter(), others })
-    }
-
-    /// Offers the call to `provider`, and to others while nothing of it has run.
+    /// Offers the call to `provider`, and to others while the course says so.
     async fn attempt_all(
         &mut self,
         mut provider: Provider,
         meter: &mut Meter,
-    ) -> Result<(Reply, Target, InFlight), Failure> {
-        let mut attempts = 0;
+    ) -> Result<Answered, Failure> {
+        let book = Arc::clone(&provider.book);
+        self.book = Some(Arc::clone(&book));
         loop {
-            attempts += 1;
-            let target = provider.target;
             let Some(body) = self.replay.attempt() else {
                 return Err(too_much_sent(Failure::not_started(Reason::Unreachable, "")));
             };
-            let failure = match self.attempt(provider, body).await {
-                Attempt::Answered(reply, in_flight) => {
-                    meter.attempted(None);
+            let failure = match self.attempt(provider, body, meter).await {
+                Ok(answered) => {
                     self.replay.settle();
-                    return Ok((reply, target, in_flight));
+                    return Ok(answered);
                 }
-                Attempt::Over(failure) => {
-                    meter.attempted(Some(failure.ran));
-                    return Err(failure);
-                }
-                Attempt::NotStarted(failure) => failure,
+                Err(failure) => failure,
             };
-            meter.attempted(Some(Ran::NotStarted));
-            tracing::debug!(service = %self.service, ?target, attempts, %failure, "not started");
-            self.tried.push(target);
-            if self.watchdog.is_over() {
-                return Err(self.watchdog.failure(Ran::NotStarted));
-            }
-            if self.replay.overflowed() {
-                return Err(too_much_sent(failure));
-            }
-            if attempts >= self.shared.settings.attempts_max {
-                return Err(after(attempts, failure));
-            }
-            provider = match self.next_provider().or_else(|| self.stale.take()) {
+            let facts = self.facts(&failure).await;
+            let retries = &self.policy.retries;
+            let next = self.course.next(&failure, &facts, retries, &mut book.budget.lock());
+            tracing::debug!(service = %self.service, ?next, %failure, "an attempt failed");
+            let at = match next {
+                Next::Elsewhere { at } => at,
+                Next::Again { at } => {
+                    self.tried.clear();
+                    at
+                }
+                Next::Over(stop) => return Err(self.over(failure, stop)),
+            };
+            self.wait(at.saturating_sub(facts.now)).await?;
+            provider = match self.next_provider() {
                 Some(next) => next,
-                None => return Err(after(attempts, failure)),
+                // It went away during the wait.
+                None => return Err(self.over(failure, Stop::NobodyElse)),
             };
         }
     }
 
-    /// Offers the call to one provider.
-    async fn attempt(&mut self, provider: Provider, body: Body) -> Attempt {
-        let Provider { target, in_flight, others } = provider;
-        let invoke = match self.reach(target, others).await {
-            Ok(invoke) => invoke,
-            Err(failure) => {
-                if failure.reason != Reason::Busy && !self.watchdog.is_over() {
-                    in_flight.gauge().doubt(self.shared.doubt_until());
-                }
-                // Reaching sends nothing of the call, whatever it says.
-                return Attempt::NotStarted(Failure { ran: Ran::NotStarted, ..failure });
-            }
-        };
-        if self.watchdog.is_over() {
-            return Attempt::NotStarted(self.watchdog.failure(Ran::NotStarted));
-        }
-        let call = Call { head: self.head.clone(), body };
-        let answered = self.watchdog.watch(Ran::Unknown, invoke.invoke(call)).await;
-        match answered.and_then(|answer| answer.map_err(|failure| located(failure, target))) {
-            Ok(reply) => {
-                in_flight.gauge().trust();
-                Attempt::Answered(reply, in_flight)
-            }
-            Err(failure) => {
-                if is_loss(failure.reason) {
-                    in_flight.gauge().doubt(self.shared.doubt_until());
-                }
-                if failure.ran != Ran::NotStarted {
-                    return Attempt::Over(failure);
-                }
-                if matches!(failure.reason, Reason::PeerLost | Reason::PluginLost) {
-                    self.stale.get_or_insert(Provider { target, in_flight, others: false });
-                }
-                Attempt::NotStarted(failure)
-            }
+    /// What the course has to know after `failure`.
+    async fn facts(&mut self, failure: &Failure) -> Facts {
+        let idempotent = Course::depends_on_idempotency(failure) && self.may_run_twice().await;
+        Facts {
+            now: self.shared.now(),
+            deadline: self.deadline(),
+            others: self.has_others(),
+            whole: self.replay.can_repeat(),
+            idempotent,
+            chance: rand::random(),
         }
     }
 
-    async fn reach(&mut self, target: Target, others: bool) -> Result<Arc<dyn Invoke>, Failure> {
-        let mut due = self.watchdog.within(self.shared.settings.reach);
-        if let Some(deadline) = self.watchdog.deadline.filter(|_| others) {
-            // Leave time for somebody else.
-            let now = Instant::now();
-            due = due.min(now + deadline.saturating_duration_since(now) / 2);
+    /// The deadline on the router's clock.
+    pub(crate) fn deadline(&self) -> Option<u64> {
+        self.head.deadline.map(|deadline| self.shared.at(deadline))
+    }
+
+    /// Whether the method may run twice: by configuration, or because its descriptors say so.
+    pub(crate) async fn may_run_twice(&mut self) -> bool {
+        if let Some(known) = self.idempotent {
+            return known;
         }
-        let ports = &self.shared.ports;
-        let reaching = match target {
-            Target::Plugin(instance) => ports.plugins.reach(instance, due),
-            Target::Peer(peer) => ports.peers.reach(peer, due),
-        };
-        let reached = tokio::time::timeout_at(due.into(), reaching).await.unwrap_or_else(|_| {
-            Err(Failure::not_started(Reason::Unreachable, "it could not be reached in time"))
-        });
-        reached.map_err(|failure| located(failure, target))
+        let path = &self.head.path;
+        let mut known = self.policy.idempotent.contains(path.method());
+        if !known {
+            let due = self.watchdog.within(self.shared.settings.describe);
+            let asked = self.shared.ports.declared.is_idempotent(path.clone(), due);
+            known = tokio::time::timeout_at(due.into(), asked).await.unwrap_or(false);
+        }
+        self.idempotent = Some(known);
+        known
+    }
+
+    async fn wait(&mut self, micros: u64) -> Result<(), Failure> {
+        if micros == 0 {
+            return Ok(());
+        }
+        let time = Duration::from_micros(micros);
+        self.note(|| Event::Waits(time));
+        self.watchdog.watch(Ran::NotStarted, tokio::time::sleep(time)).await?;
+        // Timers ring late.
+        if self.watchdog.is_over() { Err(self.watchdog.failure(Ran::NotStarted)) } else { Ok(()) }
     }
 
     /// The answer under the call's bounds.
-    fn answer(self, reply: Reply, target: Target, in_flight: InFlight, mut meter: Meter) -> Reply {
+    fn answer(self, answered: Answered, mut meter: Meter) -> Reply {
+        let Answered { mut reply, provider, mut in_flight } = answered;
         if is_trailers_only(&reply.metadata) {
-            meter.answered(&reply.metadata);
+            let code = meter.answered(&reply.metadata);
+            in_flight.ended(Ending::of_code(code), self.shared.now());
+        }
+        if let Some(legs) = self.trace.as_ref().and_then(|trace| trace.legs())
+            && self.scope == Scope::ThisNode
+        {
+            reply.metadata.insert(LEGS, legs);
         }
         self.progress.touch();
-        let peer = match target {
-            Target::Plugin(_) => None,
-            Target::Peer(peer) => Some(peer),
-        };
-        let shared = self.shared;
-        let body = Answer::new(reply.body, self.watchdog, meter, in_flight, peer, move || {
-            shared.doubt_until()
-        });
+        let body = Answer::new(reply.body, self.watchdog, meter, in_flight, provider, self.shared);
         Reply { metadata: reply.metadata, body: Body::new(body) }
     }
 
-    fn not_available(&self) -> Failure {
-        let service = &self.service;
-        let table = self.shared.table.load();
-        let known = table.rows(service).len();
-        match (self.scope, self.head.locality) {
-            (Scope::ThisNode, _) => Failure::not_available(service).at(self.shared.local),
-            (Scope::Mesh, Locality::Local) if known > 0 => Failure::not_started(
-                Reason::NotAvailable,
-                format!("service {service} not available on this node; {known} elsewhere offer it"),
-            ),
-            (Scope::Mesh, Locality::Peer(peer)) => Failure::not_available(service).at(peer),
-            _ => Failure::not_available(service),
+    /// The failure as the caller is told it, and why nothing further was tried.
+    fn over(&self, mut failure: Failure, stop: Stop) -> Failure {
+        let attempts = self.course.attempts();
+        match stop {
+            Stop::TooMuchSent => failure = too_much_sent(failure),
+            Stop::NoTime if failure.ran == Ran::NotStarted && self.watchdog.is_over() => {
+                failure = Failure { detail: failure.detail, ..self.watchdog.failure(failure.ran) };
+            }
+            Stop::Budget => {
+                failure.message =
+                    format!("{}; not tried again, because too many calls fail", failure.message);
+            }
+            Stop::ForGood | Stop::MayHaveRun | Stop::NoTime | Stop::Attempts | Stop::NobodyElse => {
+            }
+        }
+        if attempts > 1 {
+            failure.message = format!("{attempts} attempts, the last: {}", failure.message);
+        }
+        self.note(|| Event::Stopped(why(stop)));
+        failure
+    }
+
+    /// Adds who was tried before.
+    fn tell(&self, mut failure: Failure) -> Failure {
+        if self.told.len() > 1 {
+            let before = &self.told[..self.told.len() - 1];
+            let Detail { tried, .. } = failure.detail_mut();
+            tried.extend(before.iter().take(TRIED_MAX).cloned());
+        }
+        failure
+    }
+
+    /// Writes a step down where somebody asked for it.
+    pub(crate) fn note(&self, what: impl FnOnce() -> Event) {
+        if let Some(trace) = &self.trace {
+            trace.add(what());
         }
     }
 }
 
-/// The provider, its process or the way to it may be gone, or the table is behind.
-pub(crate) fn is_loss(reason: Reason) -> bool {
-    use Reason::{NotAvailable, PeerLost, PluginLost, Unreachable};
-    matches!(reason, PeerLost | PluginLost | Unreachable | NotAvailable)
+/// The call's session, where its service's calls are told apart by one.
+fn key_of(policy: &Policy, metadata: &HeaderMap) -> Option<u64> {
+    if policy.method != Method::Hash {
+        return None;
+    }
+    metadata.get(&policy.key).map(|value| digest([value.as_bytes()]))
 }
 
 fn is_trailers_only(metadata: &HeaderMap) -> bool {
     metadata.contains_key("grpc-status")
 }
 
-/// Says at which peer it failed, unless the failure knows better.
-fn located(mut failure: Failure, target: Target) -> Failure {
-    if let (None, Target::Peer(peer)) = (failure.peer, target) {
-        failure.peer = Some(peer);
+fn why(stop: Stop) -> &'static str {
+    match stop {
+        Stop::ForGood => "it would be refused everywhere",
+        Stop::MayHaveRun => "it may have run, and nothing says that it may run twice",
+        Stop::NoTime => "the caller's deadline",
+        Stop::TooMuchSent => "too much of the request was sent to say it again",
+        Stop::Attempts => "as many as the service's policy allows",
+        Stop::Budget => "the service's retry budget is used up",
+        Stop::NobodyElse => "nobody is left who could answer",
     }
-    failure
-}
-
-fn after(attempts: u32, mut failure: Failure) -> Failure {
-    if attempts > 1 {
-        failure.message = format!("{attempts} attempts, the last: {}", failure.message);
-    }
-    failure
 }
 
 fn too_much_sent(mut failure: Failure) -> Failure {

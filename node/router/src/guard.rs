@@ -21,7 +21,7 @@ use protocol::{
 };
 use tokio::time::Sleep;
 
-use crate::{carry::is_loss, meters::Meter, table::InFlight};
+use crate::{condition::Ending, gauge::InFlight, meters::Meter, router::Shared};
 
 /// When bytes last passed, in either direction.
 #[derive(Debug)]
@@ -115,7 +115,7 @@ impl Watchdog {
                 self.idle.as_secs()
             ),
         };
-        Failure { ran, reason: Reason::DeadlineExceeded, message, peer: None }
+        Failure::new(ran, Reason::DeadlineExceeded, message)
     }
 }
 
@@ -128,8 +128,7 @@ pub(crate) struct Answer {
     in_flight: Option<InFlight>,
     /// The peer that answers, where it is not this one.
     peer: Option<PeerId>,
-    /// Until when a provider that is lost on the way is used last, on the router's clock.
-    doubt_until: Box<dyn Fn() -> u64 + Send>,
+    shared: Arc<Shared>,
 }
 
 impl Answer {
@@ -139,17 +138,10 @@ impl Answer {
         meter: Meter,
         in_flight: InFlight,
         peer: Option<PeerId>,
-        doubt_until: impl Fn() -> u64 + Send + 'static,
+        shared: Arc<Shared>,
     ) -> Self {
         let in_flight = Some(in_flight);
-        Self {
-            body: Some(body),
-            watchdog,
-            meter,
-            in_flight,
-            peer,
-            doubt_until: Box::new(doubt_until),
-        }
+        Self { body: Some(body), watchdog, meter, in_flight, peer, shared }
     }
 
     fn end(&mut self) {
@@ -161,8 +153,8 @@ impl Answer {
         if failure.peer.is_none() && failure.reason != Reason::DeadlineExceeded {
             failure.peer = self.peer;
         }
-        if let Some(in_flight) = self.in_flight.as_ref().filter(|_| is_loss(failure.reason)) {
-            in_flight.gauge().doubt((self.doubt_until)());
+        if let Some(in_flight) = &mut self.in_flight {
+            in_flight.failed(&failure, self.shared.now(), self.shared.settings.doubt);
         }
         self.meter.failed(&failure);
         self.end();
@@ -183,7 +175,10 @@ impl http_body::Body for Answer {
         match Pin::new(body).poll_frame(cx) {
             Poll::Ready(Some(Ok(frame))) => {
                 if let Some(trailers) = frame.trailers_ref() {
-                    this.meter.answered(trailers);
+                    let code = this.meter.answered(trailers);
+                    if let Some(in_flight) = &mut this.in_flight {
+                        in_flight.ended(Ending::of_code(code), this.shared.now());
+                    }
                     this.end();
                 } else if this.watchdog.is_over() {
                     // A body that always has more never waits on the timer.

@@ -181,10 +181,11 @@ pub(crate) struct Meter {
 
 impl Meter {
     /// Reads the status from trailers, or from the metadata of an answer without a body.
-    pub(crate) fn answered(&mut self, headers: &HeaderMap) {
+    /// Returns it.
+    pub(crate) fn answered(&mut self, headers: &HeaderMap) -> u32 {
         let status = headers.get("grpc-status");
         let code = status.and_then(|value| value.to_str().ok()?.parse().ok());
-        self.code = Some(code.filter(|code| *code <= CODE_MAX).unwrap_or(UNKNOWN));
+        *self.code.insert(code.filter(|code| *code <= CODE_MAX).unwrap_or(UNKNOWN))
     }
 
     /// The mesh could not bring the call to an end.

@@ -41,10 +41,8 @@ struct Source {
     /// What has been taken from `body`, while it is remembered.
     kept: Vec<Bytes>,
     kept_bytes: usize,
-    /// Past the bound, or answered: nothing is kept and no attempt can be made.
+    /// Past the bound, broken off, or answered: nothing is kept and no attempt can be made.
     released: bool,
-    /// Why `released`: too large, rather than answered.
-    overflowed: bool,
     ended: bool,
     /// The attempt that may take from `body`; an older one that still lives gets an error.
     attempt: u32,
@@ -53,15 +51,8 @@ struct Source {
 impl Replay {
     pub(crate) fn new(body: Body, progress: Arc<Progress>) -> Self {
         let ended = body.is_end_stream();
-        let source = Source {
-            body,
-            kept: Vec::new(),
-            kept_bytes: 0,
-            released: false,
-            overflowed: false,
-            ended,
-            attempt: 0,
-        };
+        let source =
+            Source { body, kept: Vec::new(), kept_bytes: 0, released: false, ended, attempt: 0 };
         Self { source: Arc::new(Mutex::new(source)), progress }
     }
 
@@ -81,12 +72,32 @@ impl Replay {
         }))
     }
 
-    /// True when no further attempt can be made because too much of the request was sent.
-    pub(crate) fn overflowed(&self) -> bool {
-        self.source.lock().overflowed
+    /// The same for an attempt beside the one that runs; `None` unless all of the request is
+    /// remembered.
+    pub(crate) fn second(&self) -> Option<Body> {
+        if !self.is_whole() {
+            return None;
+        }
+        Some(Body::new(Attempt {
+            source: Arc::clone(&self.source),
+            progress: Arc::clone(&self.progress),
+            number: self.source.lock().attempt,
+            next: 0,
+        }))
     }
 
-    /// Somebody answers: there will be no further attempt.
+    /// All of the request has been read and is remembered, so that it can be sent twice at once.
+    pub(crate) fn is_whole(&self) -> bool {
+        let source = self.source.lock();
+        source.ended && !source.released
+    }
+
+    /// The request can be sent again from its first byte.
+    pub(crate) fn can_repeat(&self) -> bool {
+        !self.source.lock().released
+    }
+
+    /// Somebody answers: there will be no further attempt, and no other is under way.
     pub(crate) fn settle(&self) {
         self.source.lock().released = true;
     }
@@ -134,7 +145,12 @@ impl http_body::Body for Attempt {
                     this.next += usize::from(source.keep(data));
                 }
             }
-            Poll::Ready(Some(Err(_)) | None) => source.ended = true,
+            Poll::Ready(Some(Err(_))) => {
+                // What is remembered is not all of it: it must not pass for a whole request.
+                source.ended = true;
+                source.released = true;
+            }
+            Poll::Ready(None) => source.ended = true,
         }
         if source.body.is_end_stream() {
             source.ended = true;
@@ -163,7 +179,6 @@ impl Source {
             // The only attempt has said all of `kept` already, or it would not be here.
             self.kept = Vec::new();
             self.released = true;
-            self.overflowed = true;
             return false;
         }
         self.kept_bytes = bytes;

@@ -8,21 +8,24 @@ use std::{
 
 use arc_swap::ArcSwap;
 use futures::future::BoxFuture;
+use http::HeaderValue;
 use prometheus_client::registry::Registry;
 use protocol::{
     failure::Failure,
     id::{InstanceId, PeerId},
     limits::{CALL_IDLE_SECONDS_MAX, LOOKUP_MILLIS_MAX},
     ports::{Call, Invoke, Locality, Reach, Reply},
-    service::ServiceName,
+    service::{MethodPath, ServiceName},
 };
 use tokio::sync::watch;
 
 use crate::{
     carry::{Carriage, Scope},
     meters::Meters,
-    select::{Requirement, Seen, Want, select},
+    policy::Policies,
+    select::{Requirement, Seen, Selection, Want, select},
     table::{Candidate, Row, Table},
+    trace::{EXPLAIN, Step, Trace},
 };
 
 /// Finds out who offers a service that the table does not know.
@@ -31,6 +34,13 @@ pub trait Lookup: Send + Sync {
     /// appears in a table published soon. Remembers negative answers itself, so that asking again
     /// is cheap.
     fn lookup(&self, service: ServiceName, deadline: Instant) -> BoxFuture<'static, bool>;
+}
+
+/// Knows which methods may run twice.
+pub trait Declared: Send + Sync {
+    /// Whether the method's descriptors declare it idempotent or free of side effects, asked until
+    /// `deadline` at most; false where nobody knows. Remembers answers itself.
+    fn is_idempotent(&self, path: MethodPath, deadline: Instant) -> BoxFuture<'static, bool>;
 }
 
 /// Through what the router reaches the world.
@@ -42,6 +52,8 @@ pub struct Ports {
     pub peers: Arc<dyn Reach<PeerId>>,
     /// Services that the table does not know.
     pub lookup: Arc<dyn Lookup>,
+    /// What services say of their methods.
+    pub declared: Arc<dyn Declared>,
 }
 
 /// How long and how often a call is tried.
@@ -54,8 +66,10 @@ pub struct Settings {
     /// How long one attempt may take to reach its provider; half of the time left where that is
     /// less and another provider could still be tried.
     pub reach: Duration,
-    /// How many providers a call is offered to.
-    pub attempts_max: u32,
+    /// How long a call that failed waits to learn whether its method may run twice.
+    pub describe: Duration,
+    /// How each service's calls are routed.
+    pub policies: Policies,
     /// How long a provider that could not be reached, or was lost during a call, is used last.
     pub doubt: Duration,
 }
@@ -67,8 +81,9 @@ impl Default for Settings {
             lookup: Duration::from_millis(LOOKUP_MILLIS_MAX),
             // A dial through a relay with NAT traversal takes two or three seconds.
             reach: Duration::from_secs(5),
-            // The dead provider, the one that took over its load, and one to spare.
-            attempts_max: 3,
+            // Known already, or one round trip to a peer.
+            describe: Duration::from_secs(1),
+            policies: Policies::default(),
             // Long enough for the swarm to notice that the peer is gone, short enough that a
             // plugin which has restarted gets its share back.
             doubt: Duration::from_secs(3),
@@ -86,6 +101,7 @@ pub(crate) struct Shared {
     pub(crate) local: PeerId,
     pub(crate) ports: Ports,
     pub(crate) settings: Settings,
+    pub(crate) policies: Policies,
     pub(crate) table: ArcSwap<Table>,
     /// Counts published tables: what waits for a provider waits on it.
     pub(crate) published: watch::Sender<u64>,
@@ -96,8 +112,14 @@ pub(crate) struct Shared {
 impl Router {
     /// A router for the peer `local`, with an empty table. Its series are registered in
     /// `registry`.
-    pub fn new(local: PeerId, ports: Ports, settings: Settings, registry: &mut Registry) -> Self {
+    pub fn new(
+        local: PeerId,
+        ports: Ports,
+        mut settings: Settings,
+        registry: &mut Registry,
+    ) -> Self {
         let shared = Shared {
+            policies: std::mem::take(&mut settings.policies),
             local,
             ports,
             settings,
@@ -113,7 +135,8 @@ impl Router {
     /// again. There is one writer: two at once could lose each other's counts, not each other's
     /// providers.
     pub fn publish(&self, mut table: Table) {
-        table.inherit(&self.shared.table.load());
+        let shared = &self.shared;
+        table.inherit(&shared.table.load(), &shared.policies, shared.now());
         self.shared.table.store(Arc::new(table));
         self.shared.published.send_modify(|count| *count += 1);
     }
@@ -137,32 +160,41 @@ impl Router {
         locality: Locality,
         requirement: &Requirement,
     ) -> Explanation {
-        let table = self.shared.table.load();
-        let rows = table.rows(service);
-        let seen = self.shared.seen(rows);
-        let want = Want { locality, requirement };
-        let selection = select(&seen, &want, rand::random());
-        let explained = |index: usize, eligible, why: String| Explained {
-            candidate: rows[index].candidate.clone(),
-            in_flight: seen[index].in_flight,
-            eligible,
-            why,
-        };
-        let mut candidates = Vec::with_capacity(rows.len());
-        for choice in &selection.choices {
-            candidates.push(explained(choice.index, true, choice.why.to_string()));
-        }
-        for refused in &selection.refused {
-            candidates.push(explained(refused.index, false, refused.why.to_string()));
-        }
+        let shared = &self.shared;
+        let table = shared.table.load();
+        let (rows, now) = (table.rows(service), shared.now());
+        let policy = shared.policies.of(service);
+        let locality = if locality == Locality::PreferLocal { policy.locality } else { locality };
+        let want = Want { locality, requirement, policy, key: None, turn: 0, now };
+        let selection = select(&seen(rows, now), &want, rand::random());
+        let candidates = shared.explained(rows, &selection);
         Explanation { service: service.clone(), candidates }
+    }
+
+    /// Carries `call` out as [`Invoke::invoke`] does, and writes down what happens to it.
+    pub fn trace(&self, mut call: Call) -> (BoxFuture<'static, Result<Reply, Failure>>, Traced) {
+        call.head.metadata.insert(EXPLAIN, HeaderValue::from_static("1"));
+        let (shared, trace) = (Arc::clone(&self.shared), Trace::new());
+        let traced = Traced(Arc::clone(&trace));
+        (Box::pin(Carriage::carry(shared, call, Scope::Mesh, Some(trace))), traced)
+    }
+}
+
+/// What happens to one call; complete when the call is over.
+#[derive(Debug)]
+pub struct Traced(Arc<Trace>);
+
+impl Traced {
+    /// The steps so far.
+    pub fn steps(&self) -> Vec<Step> {
+        self.0.steps()
     }
 }
 
 impl Invoke for Router {
     fn invoke(&self, call: Call) -> BoxFuture<'static, Result<Reply, Failure>> {
         let shared = Arc::clone(&self.shared);
-        Box::pin(Carriage::carry(shared, call, Scope::Mesh))
+        Box::pin(Carriage::carry(shared, call, Scope::Mesh, None))
     }
 }
 
@@ -173,30 +205,49 @@ struct LocalOnly {
 impl Invoke for LocalOnly {
     fn invoke(&self, call: Call) -> BoxFuture<'static, Result<Reply, Failure>> {
         let shared = Arc::clone(&self.shared);
-        Box::pin(Carriage::carry(shared, call, Scope::ThisNode))
+        Box::pin(Carriage::carry(shared, call, Scope::ThisNode, None))
     }
 }
 
 impl Shared {
-    /// Milliseconds since the router began: the clock of the gauges.
-    pub(crate) fn now_millis(&self) -> u64 {
-        self.began.elapsed().as_millis() as u64
+    /// Microseconds since the router began: its clock.
+    pub(crate) fn now(&self) -> u64 {
+        self.at(Instant::now())
     }
 
-    /// Until when somebody who fails now is used last.
-    pub(crate) fn doubt_until(&self) -> u64 {
-        self.now_millis() + self.settings.doubt.as_millis() as u64
+    /// A moment on the router's clock; its beginning for earlier ones.
+    pub(crate) fn at(&self, moment: Instant) -> u64 {
+        let since = moment.saturating_duration_since(self.began);
+        u64::try_from(since.as_micros()).unwrap_or(u64::MAX)
     }
 
-    pub(crate) fn seen<'a>(&self, rows: &'a [Row]) -> Vec<Seen<'a>> {
-        let now = self.now_millis();
-        let one = |row: &'a Row| Seen {
-            candidate: &row.candidate,
-            in_flight: row.gauge.in_flight(),
-            doubted: row.gauge.is_doubted(now),
+    /// A selection over `rows` as people read it.
+    pub(crate) fn explained(&self, rows: &[Row], selection: &Selection) -> Vec<Explained> {
+        let now = self.now();
+        let explained = |index: usize, eligible, why: String| Explained {
+            candidate: rows[index].candidate.clone(),
+            in_flight: rows[index].gauge.in_flight(),
+            latency: rows[index].gauge.view(now).latency.map(Duration::from_micros),
+            eligible,
+            why,
         };
-        rows.iter().map(one).collect()
+        let choices = selection.choices.iter();
+        let choices = choices.map(|one| explained(one.index, true, one.why.to_string()));
+        let refused = selection.refused.iter();
+        choices.chain(refused.map(|one| explained(one.index, false, one.why.to_string()))).collect()
     }
+}
+
+/// `rows` as a call sees them at `now`.
+pub(crate) fn seen(rows: &[Row], now: u64) -> Vec<Seen<'_>> {
+    rows.iter()
+        .map(|Row { candidate, gauge, traits }| Seen {
+            candidate,
+            traits: *traits,
+            in_flight: gauge.in_flight(),
+            view: gauge.view(now),
+        })
+        .collect()
 }
 
 /// What would be chosen for a call to one service.
@@ -215,6 +266,8 @@ pub struct Explained {
     pub candidate: Candidate,
     /// Calls of this node that it has not finished.
     pub in_flight: u32,
+    /// How long its answers take of late; `None` before the first one.
+    pub latency: Option<Duration>,
     /// Whether it may answer.
     pub eligible: bool,
     /// One clause.

@@ -1,46 +1,87 @@
-//! The choice itself: pure, over a snapshot, with chance as an argument.
+//! The choice itself: pure, over a snapshot, with time and chance as arguments.
 //!
-//! Candidates fall into ranks: healthy ones before doubtful ones before unreachable ones, and
-//! within each, where the caller prefers this node, local before remote. Within a rank the order
-//! is drawn: two at random, the lighter one first (*the power of two choices*), so that providers
-//! share the work evenly, busy ones get less of it, and no herd runs to whoever was idle a moment
-//! ago.
+//! Candidates fall into ranks: healthy ones before doubtful ones before unreachable ones, within
+//! each those that are no mere backups first, and where the caller prefers this node, local before
+//! remote. Within a rank the service's method decides (`order`). Who may not answer at all is told
+//! apart, with the reason: another place, version or label, or an open circuit.
+//!
+//! Ejected candidates count as doubtful, but only a bounded share of them: where most providers
+//! fail, it is no matter of single ones, and none is spared.
 
-use std::{cmp::Ordering, collections::BTreeMap, fmt};
+mod order;
+
+use std::{cmp::Reverse, collections::BTreeMap, fmt};
 
 use protocol::ports::Locality;
 
-use crate::table::{Candidate, Standing};
-
-/// Reported loads nearer to each other than this count as equal, in percentage points: reports
-/// are seconds old, and a preference for the idler of two idle providers would starve the other.
-const LOAD_DIFFERENCE_MIN: u8 = 20;
+use crate::{
+    chance::digest,
+    condition::{Circuit, View},
+    policy::{Method, Policy, WEIGHT_LABEL, WEIGHT_MAX},
+    table::{Candidate, Standing},
+};
 
 /// A candidate as the call sees it.
 #[derive(Debug, Clone, Copy)]
 pub struct Seen<'a> {
     /// Who.
     pub candidate: &'a Candidate,
+    /// What the service's policy makes of it.
+    pub traits: Traits,
     /// Calls of this node that it has not finished.
     pub in_flight: u32,
-    /// A call to it failed moments ago.
-    pub doubted: bool,
+    /// What this node has observed of it.
+    pub view: View,
 }
 
-impl Seen<'_> {
-    fn standing(&self) -> Standing {
-        let least = if self.doubted { Standing::Suspect } else { Standing::Healthy };
-        self.candidate.standing.max(least)
+/// What a policy makes of a candidate; the same for every call.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Traits {
+    /// Stands for its peer and plugin, the same in every run and at every peer.
+    pub identity: u64,
+    /// Its share of the work, 1 to [`WEIGHT_MAX`].
+    pub weight: u32,
+    /// Only used where no other is healthy.
+    pub backup: bool,
+}
+
+impl Traits {
+    /// Of `candidate` under `policy`.
+    pub fn of(candidate: &Candidate, policy: &Policy) -> Self {
+        let peer = candidate.peer.to_string();
+        let label = || candidate.labels.get(WEIGHT_LABEL)?.parse().ok();
+        let named = policy.weights.get(&candidate.plugin).or_else(|| policy.weights.get(&peer));
+        Self {
+            identity: digest([candidate.plugin.as_bytes(), peer.as_bytes()]),
+            weight: named.copied().or_else(label).unwrap_or(1).clamp(1, WEIGHT_MAX),
+            backup: policy.backups.contains(&candidate.plugin) || policy.backups.contains(&peer),
+        }
     }
 }
 
-/// What the call asks for.
+/// What the call asks for, and what is to be known of the moment.
 #[derive(Debug, Clone, Copy)]
 pub struct Want<'a> {
     /// Where it may be answered.
     pub locality: Locality,
-    /// What the provider must be.
+    /// What the provider must be, beside what the policy asks for.
     pub requirement: &'a Requirement,
+    /// The service's policy.
+    pub policy: &'a Policy,
+    /// Stands for the call's session, for [`Method::Hash`].
+    pub key: Option<u64>,
+    /// Counts the service's calls, for [`Method::RoundRobin`].
+    pub turn: u64,
+    /// Microseconds on the router's clock.
+    pub now: u64,
+}
+
+impl Want<'_> {
+    /// A session belongs to one provider, wherever it is.
+    fn prefers_local(&self) -> bool {
+        let by_key = self.policy.method == Method::Hash && self.key.is_some();
+        self.locality == Locality::PreferLocal && !by_key
+    }
 }
 
 /// What a provider must be, beside offering the service. The default asks for nothing.
@@ -82,109 +123,106 @@ pub struct Refused {
 /// Orders `seen` for one call. The same arguments give the same answer.
 pub fn select(seen: &[Seen<'_>], want: &Want<'_>, chance: u64) -> Selection {
     let mut selection = Selection::default();
-    let mut ranked = Vec::with_capacity(seen.len());
+    let mut fit = Vec::with_capacity(seen.len());
     for (index, one) in seen.iter().enumerate() {
-        match unfit(one.candidate, want) {
-            None => ranked.push((rank(one, want.locality), index)),
+        match unfit(one, want) {
+            None => fit.push(index),
             Some(why) => selection.refused.push(Refused { index, why }),
         }
     }
+    let ejected = ejected(seen, &fit, want);
+    let mut ranked: Vec<(Rank, usize)> = fit
+        .into_iter()
+        .map(|index| (rank(&seen[index], ejected.contains(&index), want), index))
+        .collect();
     ranked.sort_unstable();
     selection.choices.reserve(ranked.len());
-    let mut chance = Chance(chance);
+    let mut chance = crate::chance::Chance::new(chance);
     for rank in ranked.chunk_by_mut(|a, b| a.0 == b.0) {
-        draw(seen, rank, want.locality, &mut chance, &mut selection.choices);
+        order::arrange(seen, rank, want, &mut chance, |index, placed| {
+            let why = why(&seen[index], ejected.contains(&index), want, placed);
+            selection.choices.push(Choice { index, why });
+        });
     }
     selection
 }
 
-/// Smaller is better.
-type Rank = (Standing, bool);
+/// Condition, whether it is a backup, whether it is far where near ones are preferred: smaller is
+/// better.
+type Rank = (Standing, bool, bool);
 
-fn rank(one: &Seen<'_>, locality: Locality) -> Rank {
-    (one.standing(), locality == Locality::PreferLocal && !one.candidate.local)
+fn rank(one: &Seen<'_>, ejected: bool, want: &Want<'_>) -> Rank {
+    let far = want.prefers_local() && !one.candidate.local;
+    (standing(one, ejected), one.traits.backup, far)
 }
 
-fn unfit(candidate: &Candidate, want: &Want<'_>) -> Option<Unfit> {
+fn standing(one: &Seen<'_>, ejected: bool) -> Standing {
+    // A trial is how a provider comes back: it must not wait until all others are gone.
+    let doubtful = (one.view.doubted || ejected) && one.view.circuit != Circuit::Trial;
+    let least = if doubtful { Standing::Suspect } else { Standing::Healthy };
+    one.candidate.standing.max(least)
+}
+
+/// Those of `fit` that are ejected: at most the policy's share of them, never all, the longest
+/// ejected first.
+fn ejected(seen: &[Seen<'_>], fit: &[usize], want: &Want<'_>) -> Vec<usize> {
+    let Some(ejection) = &want.policy.ejection else { return Vec::new() };
+    let out = |index: &&usize| seen[**index].view.ejected_until > want.now;
+    let mut ejected: Vec<usize> = fit.iter().filter(out).copied().collect();
+    if ejected.is_empty() {
+        return ejected;
+    }
+    let share = fit.len() * ejection.share_percent as usize / 100;
+    ejected.sort_by_key(|index| (Reverse(seen[*index].view.ejected_until), *index));
+    // One of two may go: half of two is one. Of a single one none may.
+    ejected.truncate(share.max(1).min(fit.len().saturating_sub(1)));
+    ejected
+}
+
+fn unfit(one: &Seen<'_>, want: &Want<'_>) -> Option<Unfit> {
+    let candidate = one.candidate;
     match want.locality {
         Locality::Local if !candidate.local => return Some(Unfit::NotOnThisNode),
         Locality::Peer(peer) if candidate.peer != peer => return Some(Unfit::OtherPeer),
         _ => {}
     }
-    for (key, value) in &want.requirement.labels {
+    for requirement in [want.requirement, &want.policy.requirement] {
+        if let Some(why) = unmet(candidate, requirement) {
+            return Some(why);
+        }
+    }
+    match one.view.circuit {
+        Circuit::Open { until } => {
+            Some(Unfit::CircuitOpen { for_micros: until.saturating_sub(want.now) })
+        }
+        Circuit::Closed | Circuit::Trial => None,
+    }
+}
+
+fn unmet(candidate: &Candidate, requirement: &Requirement) -> Option<Unfit> {
+    for (key, value) in &requirement.labels {
         if candidate.labels.get(key) != Some(value) {
             return Some(Unfit::Label { key: key.clone(), value: value.clone() });
         }
     }
-    let required = want.requirement.version.as_ref()?;
+    let required = requirement.version.as_ref()?;
     let met = semver::Version::parse(&candidate.version).is_ok_and(|have| required.matches(&have));
     (!met).then(|| Unfit::Version { required: required.to_string() })
 }
 
-/// Moves the candidates of one rank into `choices`, the lighter of two random ones first.
-fn draw(
-    seen: &[Seen<'_>],
-    rank: &mut [(Rank, usize)],
-    locality: Locality,
-    chance: &mut Chance,
-    choices: &mut Vec<Choice>,
-) {
-    for next in 0..rank.len() {
-        let left = rank.len() - next;
-        let mut drawn = None;
-        if left > 1 {
-            let first = next + chance.below(left);
-            // One of the others, so that the two are never the same.
-            let second = next + (first - next + 1 + chance.below(left - 1)) % left;
-            let order = weigh(&seen[rank[first].1], &seen[rank[second].1]);
-            rank.swap(next, if order == Ordering::Greater { second } else { first });
-            drawn = Some(order != Ordering::Equal);
-        }
-        let index = rank[next].1;
-        choices.push(Choice { index, why: why(&seen[index], locality, drawn) });
-    }
-}
-
-/// Which of two has less to do; `Equal` leaves it to chance.
-fn weigh(a: &Seen<'_>, b: &Seen<'_>) -> Ordering {
-    a.in_flight.cmp(&b.in_flight).then_with(|| {
-        let (a, b) = (a.candidate.load_percent, b.candidate.load_percent);
-        if a.abs_diff(b) < LOAD_DIFFERENCE_MIN { Ordering::Equal } else { a.cmp(&b) }
-    })
-}
-
-fn why(one: &Seen<'_>, locality: Locality, drawn: Option<bool>) -> Why {
-    match (one.standing(), locality) {
+fn why(one: &Seen<'_>, ejected: bool, want: &Want<'_>, placed: Why) -> Why {
+    match (standing(one, ejected), want.locality) {
         (Standing::Unreachable, _) => Why::Unreachable,
         (Standing::Suspect, _) if one.candidate.standing == Standing::Suspect => Why::Suspect,
-        (Standing::Suspect, _) => Why::Doubted,
+        (Standing::Suspect, _) if one.view.doubted => Why::Doubted,
+        (Standing::Suspect, _) => Why::Ejected,
+        (Standing::Healthy, _) if one.view.circuit == Circuit::Trial => Why::Trial,
+        (Standing::Healthy, _) if one.traits.backup => Why::Backup,
         (Standing::Healthy, Locality::Peer(_)) => Why::Named,
-        (Standing::Healthy, Locality::PreferLocal | Locality::Local) if one.candidate.local => {
-            Why::OnThisNode
-        }
-        (Standing::Healthy, Locality::PreferLocal) => Why::Elsewhere,
-        (Standing::Healthy, _) => match drawn {
-            Some(true) => Why::Lighter,
-            Some(false) => Why::Drawn,
-            None => Why::Remaining,
-        },
-    }
-}
-
-/// A stream of draws from one number (splitmix64).
-///
-/// Source: Steele, Lea, Flood, *Fast splittable pseudorandom number generators*, 2014.
-struct Chance(u64);
-
-impl Chance {
-    /// A number below `bound`, every one as likely as the others (to 1 in 2^64).
-    fn below(&mut self, bound: usize) -> usize {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mut mixed = self.0;
-        mixed = (mixed ^ (mixed >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        mixed = (mixed ^ (mixed >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        mixed ^= mixed >> 31;
-        ((u128::from(mixed) * bound as u128) >> 64) as usize
+        (Standing::Healthy, Locality::Local) => Why::OnThisNode,
+        (Standing::Healthy, _) if want.prefers_local() && one.candidate.local => Why::OnThisNode,
+        (Standing::Healthy, _) if want.prefers_local() => Why::Elsewhere,
+        (Standing::Healthy, _) => placed,
     }
 }
 
@@ -203,6 +241,20 @@ pub enum Why {
     Drawn,
     /// The only one left to draw.
     Remaining,
+    /// It is its turn.
+    Turn,
+    /// The one of two drawn at random that lately answered sooner.
+    Sooner,
+    /// Drawn at random by weight.
+    Weighed,
+    /// The call's key belongs to it, or it is next in line for the key.
+    Keyed,
+    /// Its circuit was open; this call would be the trial.
+    Trial,
+    /// Named as a backup: behind all others that are healthy.
+    Backup,
+    /// Calls to it failed again and again: behind all healthy ones for a while.
+    Ejected,
     /// A call to it failed moments ago: behind all healthy ones.
     Doubted,
     /// Its peer vanished without saying goodbye: behind all healthy ones.
@@ -220,6 +272,13 @@ impl fmt::Display for Why {
             Self::Lighter => "the one with less to do of two drawn at random",
             Self::Drawn => "drawn at random among equals",
             Self::Remaining => "the only one left",
+            Self::Turn => "next in turn",
+            Self::Sooner => "the one that answered sooner of two drawn at random",
+            Self::Weighed => "drawn at random by weight",
+            Self::Keyed => "next in line for the call's key",
+            Self::Trial => "its circuit was open; one call is let through to see if it recovered",
+            Self::Backup => "a backup, so it comes after the others that are healthy",
+            Self::Ejected => "calls to it failed again and again, so it comes after healthy ones",
             Self::Doubted => "a call to it has just failed, so it comes after the healthy ones",
             Self::Suspect => "its peer vanished, so it comes after the healthy ones",
             Self::Unreachable => "no way to its peer is known, so it comes last",
@@ -246,6 +305,11 @@ pub enum Unfit {
         /// The versions asked for.
         required: String,
     },
+    /// Calls to it failed again and again: none is sent for a while.
+    CircuitOpen {
+        /// How long still, in microseconds.
+        for_micros: u64,
+    },
 }
 
 impl fmt::Display for Unfit {
@@ -255,6 +319,10 @@ impl fmt::Display for Unfit {
             Self::OtherPeer => f.write_str("not on the peer that the caller named"),
             Self::Label { key, value } => write!(f, "has no label {key}={value}"),
             Self::Version { required } => write!(f, "its version does not meet {required}"),
+            Self::CircuitOpen { for_micros } => {
+                let millis = for_micros.div_ceil(1_000);
+                write!(f, "its circuit is open after failures; a trial is due in {millis} ms")
+            }
         }
     }
 }

@@ -2,19 +2,24 @@
 //!
 //! One writer makes a new table whenever something changed and publishes it; calls read whichever
 //! is current and never wait. What this node observes of a provider while calling it (calls in
-//! flight, recent failures) lives in gauges that pass from one table to the next.
+//! flight, failures, latency) lives in gauges that pass from one table to the next, and what it
+//! keeps for a service (its policy, its budget) in books that do the same.
 
 use std::{
     collections::{BTreeMap, HashMap},
-    sync::{
-        Arc,
-        atomic::{AtomicU32, AtomicU64, Ordering::Relaxed},
-    },
+    sync::Arc,
 };
 
 use protocol::{
     id::{InstanceId, PeerId},
     service::ServiceName,
+};
+
+use crate::{
+    book::Book,
+    gauge::Gauge,
+    policy::{Policies, Policy},
+    select::Traits,
 };
 
 /// One provider of one service: a running plugin, here or on another peer.
@@ -53,8 +58,15 @@ pub enum Standing {
 /// All providers of all services, as known when it was made.
 #[derive(Debug, Default)]
 pub struct Table {
-    services: HashMap<ServiceName, Vec<Row>>,
+    services: HashMap<ServiceName, Entry>,
     gauges: HashMap<(PeerId, InstanceId), Arc<Gauge>>,
+}
+
+/// One service.
+#[derive(Debug)]
+pub(crate) struct Entry {
+    pub(crate) rows: Vec<Row>,
+    pub(crate) book: Arc<Book>,
 }
 
 /// A candidate with what this node observes of it.
@@ -62,6 +74,7 @@ pub struct Table {
 pub(crate) struct Row {
     pub(crate) candidate: Candidate,
     pub(crate) gauge: Arc<Gauge>,
+    pub(crate) traits: Traits,
 }
 
 impl Table {
@@ -69,15 +82,19 @@ impl Table {
     /// itself and are never routed by name.
     pub fn new(offers: impl IntoIterator<Item = (ServiceName, Candidate)>) -> Self {
         let mut table = Self::default();
+        let (policy, now) = (Arc::new(Policy::default()), 0);
+        let book = Arc::new(Book::new(Arc::clone(&policy), now));
         for (service, candidate) in offers {
             if service.is_infrastructure() {
                 continue;
             }
             let gauge = table.gauges.entry((candidate.peer, candidate.instance)).or_default();
-            let row = Row { gauge: Arc::clone(gauge), candidate };
-            table.services.entry(service).or_default().push(row);
+            let traits = Traits::of(&candidate, &policy);
+            let row = Row { gauge: Arc::clone(gauge), candidate, traits };
+            let new = || Entry { rows: Vec::new(), book: Arc::clone(&book) };
+            table.services.entry(service).or_insert_with(new).rows.push(row);
         }
-        for rows in table.services.values_mut() {
+        for Entry { rows, .. } in table.services.values_mut() {
             // The same offers make the same table, whatever order they came in.
             rows.sort_by_key(|row| (row.candidate.peer, row.candidate.instance));
             rows.dedup_by_key(|row| (row.candidate.peer, row.candidate.instance));
@@ -95,75 +112,35 @@ impl Table {
         self.rows(service).iter().map(|row| &row.candidate)
     }
 
-    pub(crate) fn rows(&self, service: &ServiceName) -> &[Row] {
-        self.services.get(service).map_or(&[], Vec::as_slice)
+    pub(crate) fn entry(&self, service: &ServiceName) -> Option<&Entry> {
+        self.services.get(service)
     }
 
-    /// Takes over the gauges of providers that were in `previous`, so that a new table does not
-    /// forget which calls are in flight.
-    pub(crate) fn inherit(&mut self, previous: &Self) {
+    pub(crate) fn rows(&self, service: &ServiceName) -> &[Row] {
+        self.services.get(service).map_or(&[], |entry| entry.rows.as_slice())
+    }
+
+    /// Takes over the gauges and books of who was in `previous`, so that a new table does not
+    /// forget which calls are in flight; new services get a book of their own at `now`.
+    pub(crate) fn inherit(&mut self, previous: &Self, policies: &Policies, now: u64) {
         for (key, gauge) in &mut self.gauges {
             if let Some(old) = previous.gauges.get(key) {
                 *gauge = Arc::clone(old);
             }
         }
-        for row in self.services.values_mut().flatten() {
-            let key = (row.candidate.peer, row.candidate.instance);
-            if let Some(gauge) = self.gauges.get(&key) {
-                row.gauge = Arc::clone(gauge);
+        for (service, entry) in &mut self.services {
+            entry.book = match previous.services.get(service) {
+                Some(old) => Arc::clone(&old.book),
+                None => Arc::new(Book::new(Arc::clone(policies.of(service)), now)),
+            };
+            for row in &mut entry.rows {
+                let key = (row.candidate.peer, row.candidate.instance);
+                if let Some(gauge) = self.gauges.get(&key) {
+                    row.gauge = Arc::clone(gauge);
+                }
+                row.traits = Traits::of(&row.candidate, entry.book.policy());
             }
         }
-    }
-}
-
-/// What this node observes of one provider while calling it.
-#[derive(Debug, Default)]
-pub(crate) struct Gauge {
-    in_flight: AtomicU32,
-    /// Milliseconds on the router's clock until which it is used last.
-    doubted_until: AtomicU64,
-}
-
-impl Gauge {
-    pub(crate) fn in_flight(&self) -> u32 {
-        self.in_flight.load(Relaxed)
-    }
-
-    /// Counts a call until the guard is dropped.
-    pub(crate) fn enter(self: &Arc<Self>) -> InFlight {
-        self.in_flight.fetch_add(1, Relaxed);
-        InFlight(Arc::clone(self))
-    }
-
-    pub(crate) fn doubt(&self, until_millis: u64) {
-        self.doubted_until.fetch_max(until_millis, Relaxed);
-    }
-
-    pub(crate) fn is_doubted(&self, now_millis: u64) -> bool {
-        self.doubted_until.load(Relaxed) > now_millis
-    }
-
-    /// It has just answered.
-    pub(crate) fn trust(&self) {
-        if self.doubted_until.load(Relaxed) != 0 {
-            self.doubted_until.store(0, Relaxed);
-        }
-    }
-}
-
-/// One call in flight at a provider; dropping it ends the count.
-#[derive(Debug)]
-pub(crate) struct InFlight(Arc<Gauge>);
-
-impl InFlight {
-    pub(crate) fn gauge(&self) -> &Gauge {
-        &self.0
-    }
-}
-
-impl Drop for InFlight {
-    fn drop(&mut self) {
-        self.0.in_flight.fetch_sub(1, Relaxed);
     }
 }
 
@@ -204,9 +181,9 @@ mod tests {
     fn a_new_table_remembers_the_calls_in_flight_at_those_who_stay() {
         let service: ServiceName = "demo.v1.Counter".parse().expect("a service name");
         let old = Table::new([offer("demo.v1.Counter", 1, 1)]);
-        let in_flight = old.rows(&service)[0].gauge.enter();
+        let in_flight = old.rows(&service)[0].gauge.enter(&Arc::default(), 0);
         let mut new = Table::new([offer("demo.v1.Counter", 1, 1), offer("demo.v1.Counter", 2, 7)]);
-        new.inherit(&old);
+        new.inherit(&old, &Policies::default(), 0);
         let counts = |table: &Table| {
             let mut all: Vec<_> =
                 table.rows(&service).iter().map(|row| row.gauge.in_flight()).collect();
@@ -223,7 +200,7 @@ mod tests {
         let table = Table::new([offer("demo.v1.Counter", 1, 1), offer("demo.v1.Admin", 1, 1)]);
         let admin: ServiceName = "demo.v1.Admin".parse().expect("a service name");
         let counter: ServiceName = "demo.v1.Counter".parse().expect("a service name");
-        let _in_flight = table.rows(&admin)[0].gauge.enter();
+        let _in_flight = table.rows(&admin)[0].gauge.enter(&Arc::default(), 0);
         assert_eq!(table.rows(&counter)[0].gauge.in_flight(), 1);
     }
 

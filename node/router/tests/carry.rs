@@ -9,7 +9,10 @@ use std::{
     time::{Duration, Instant},
 };
 
-use blackhole_router::{Candidate, Lookup, Ports, Requirement, Router, Settings, Standing, Table};
+use blackhole_router::{
+    Breaking, Candidate, Declared, EXPLAIN, Event, Hedging, LEGS, Limit, Lookup, Method, Policies,
+    Policy, Ports, Requirement, Retries, Router, Settings, Standing, Table,
+};
 use bytes::Bytes;
 use futures::{FutureExt, future::BoxFuture, stream};
 use http::{HeaderMap, HeaderValue};
@@ -22,7 +25,7 @@ use protocol::{
     failure::{Failure, Ran, Reason},
     id::{InstanceId, NodeKey, PeerId},
     ports::{Body, Call, CallHead, Caller, Invoke, Locality, Reach, Reply},
-    service::ServiceName,
+    service::{MethodPath, ServiceName},
 };
 use tokio::sync::mpsc;
 
@@ -122,6 +125,13 @@ impl Lookup for World {
     fn lookup(&self, _: ServiceName, _: Instant) -> BoxFuture<'static, bool> {
         self.lookups.fetch_add(1, SeqCst);
         async { false }.boxed()
+    }
+}
+
+/// Methods whose name says so may run twice.
+impl Declared for World {
+    fn is_idempotent(&self, path: MethodPath, _: Instant) -> BoxFuture<'static, bool> {
+        std::future::ready(path.method() == "Get").boxed()
     }
 }
 
@@ -236,6 +246,7 @@ fn router(local: &[Manner], remote: &[Manner], settings: Settings) -> (Router, W
         plugins: Arc::new(world.clone()),
         peers: Arc::new(world.clone()),
         lookup: Arc::new(world.clone()),
+        declared: Arc::new(world.clone()),
     };
     let mut registry = Registry::default();
     let router = Router::new(peer(0), ports, settings, &mut registry);
@@ -342,6 +353,7 @@ async fn what_a_lookup_finds_is_used_as_soon_as_the_table_has_it() {
         plugins: Arc::new(world.clone()),
         peers: Arc::new(world.clone()),
         lookup: Arc::new(Finds { begun }),
+        declared: Arc::new(world.clone()),
     };
     let router = Router::new(peer(0), ports, Settings::default(), &mut Registry::default());
     let answering = answer(&router, call(Locality::Any, None, small()));
@@ -569,4 +581,177 @@ proptest! {
             Ok(())
         })?;
     }
+}
+
+/// Policies in which every service is routed as `policy` says.
+fn by(policy: Policy) -> Settings {
+    let policies = Policies { default: Arc::new(policy), ..Policies::default() };
+    Settings { policies, ..Settings::default() }
+}
+
+fn get(locality: Locality, request: Body) -> Call {
+    let mut call = call(locality, SECOND, request);
+    call.head.path = "/demo.v1.Counter/Get".parse().expect("a method");
+    call
+}
+
+#[tokio::test]
+async fn what_may_have_run_is_repeated_only_where_it_is_declared_to_be_harmless() {
+    let (router, world, _) = router(&[Unknown], &[Answer], Settings::default());
+    let prefer = Locality::PreferLocal;
+    let failure =
+        answer(&router, call(prefer, SECOND, small())).await.expect_err("it may run once");
+    assert_eq!((failure.ran, world.attempts.lock().len()), (Ran::Unknown, 1));
+
+    let (router, world, _) = self::router(&[Unknown], &[Answer], Settings::default());
+    let repeated = answer(&router, get(prefer, small())).await;
+    assert_eq!(repeated, Ok(Bytes::from_static(b"hello")));
+    assert_eq!(world.attempts.lock().len(), 2);
+
+    let policy = Policy { idempotent: ["Add".to_owned()].into(), ..Policy::default() };
+    let (router, _, _) = self::router(&[Unknown], &[Answer], by(policy));
+    answer(&router, call(prefer, SECOND, small())).await.expect("the operator says it may");
+}
+
+#[tokio::test]
+async fn a_late_first_attempt_gets_a_second_beside_it_and_the_loser_is_cancelled() {
+    let hedging = Some(Hedging { after: Some(Duration::from_millis(20)) });
+    let policy = Policy { hedging, ..Policy::default() };
+    let (router, world, _) = router(&[Hang], &[Answer], by(policy));
+    let answered = answer(&router, get(Locality::PreferLocal, small())).await;
+    assert_eq!(answered, Ok(Bytes::from_static(b"hello")));
+    assert_eq!(world.attempts.lock().len(), 2);
+    assert_eq!(world.alive.load(SeqCst), 0, "the first attempt was cancelled");
+
+    let add = call(Locality::PreferLocal, Some(Duration::from_millis(100)), small());
+    let failure = answer(&router, add).await.expect_err("never beside one that may run once only");
+    assert_eq!(failure.ran, Ran::Unknown);
+}
+
+#[tokio::test]
+async fn a_lone_provider_that_is_busy_is_asked_again_within_the_deadline() {
+    let (router, world, _) = router(&[NotStarted], &[], Settings::default());
+    let prefer = Locality::PreferLocal;
+    let failure = answer(&router, call(prefer, SECOND, small())).await.expect_err("busy");
+    assert_eq!((failure.ran, failure.reason), (Ran::NotStarted, Reason::Busy));
+    assert_eq!(world.attempts.lock().len(), 3);
+    assert!(failure.message.starts_with("3 attempts, the last: "), "{failure}");
+    let detail = failure.detail.expect("what was tried");
+    assert_eq!((detail.tried.len(), detail.plugin.as_deref()), (2, Some("counter")));
+}
+
+#[tokio::test]
+async fn an_open_circuit_answers_at_once_and_closes_after_a_trial_that_succeeds() {
+    let open = Duration::from_millis(50);
+    let breaking = Breaking { failures: 3, open, open_max: open };
+    let policy = Policy { breaker: Some(breaking), ..Policy::default() };
+    let (router, world, _) = router(&[Unknown], &[], by(policy));
+    let one = || answer(&router, call(Locality::Local, SECOND, small()));
+    for _ in 0..3 {
+        assert_eq!(one().await.expect_err("lost").reason, Reason::PeerLost);
+    }
+    let failure = one().await.expect_err("kept out");
+    assert_eq!((failure.ran, failure.reason), (Ran::NotStarted, Reason::CircuitOpen));
+    assert!(failure.message.contains("circuit open"), "{failure}");
+    assert_eq!(world.attempts.lock().len(), 3);
+    world.plugins.lock().insert(InstanceId(1), Answer);
+    let pause = failure.detail.and_then(|detail| detail.retry_after).expect("how long");
+    tokio::time::sleep(pause).await;
+    one().await.expect("the trial");
+    one().await.expect("closed");
+}
+
+#[tokio::test]
+async fn beyond_the_limit_calls_are_refused_at_once_those_that_matter_less_first() {
+    let policy = Policy { limit: Limit { calls_max: 2, adaptive: false }, ..Policy::default() };
+    let retries = Retries { attempts_max: 1, ..Retries::default() };
+    let (router, _, _) = router(&[Trickle], &[], by(Policy { retries, ..policy }));
+    let of = |priority: &'static str| {
+        let mut call = call(Locality::Local, None, small());
+        call.head.metadata.insert("bh-priority", HeaderValue::from_static(priority));
+        router.invoke(call)
+    };
+    let first = of("low").await.expect("room");
+    let refused = of("low").await.err().expect("no room");
+    assert_eq!((refused.ran, refused.reason), (Ran::NotStarted, Reason::Busy));
+    assert!(refused.detail.expect("a hint").retry_after.is_some());
+    let second = of("high").await.expect("room for what matters");
+    drop((first, second));
+    of("low").await.expect("room again");
+}
+
+#[tokio::test]
+async fn calls_go_only_to_versions_and_labels_that_they_ask_for() {
+    let (router, world, _) = router(&[Answer], &[], Settings::default());
+    let ask = |key: &'static str, value: &'static str| {
+        let mut call = call(Locality::Any, SECOND, small());
+        call.head.metadata.insert(key, HeaderValue::from_static(value));
+        answer(&router, call)
+    };
+    ask("bh-version", "^1").await.expect("that version is here");
+    for (key, value) in [("bh-version", "^2"), ("bh-label", "region=eu")] {
+        let failure = ask(key, value).await.expect_err("nobody is like that");
+        assert_eq!(failure.reason, Reason::NotAvailable);
+        assert!(failure.message.contains("as asked for"), "{failure}");
+    }
+    let failure = ask("bh-version", "new").await.expect_err("nonsense");
+    assert_eq!((failure.ran, failure.reason), (Ran::Failed, Reason::Malformed));
+    assert_eq!(world.attempts.lock().len(), 1);
+}
+
+#[tokio::test]
+async fn one_session_stays_with_one_provider() {
+    let policy = Policy { method: Method::Hash, ..Policy::default() };
+    let (router, _, _) = router(&[], &[Answer, Answer, Answer], by(policy));
+    let mut owners = std::collections::BTreeSet::new();
+    for number in 0..20 {
+        let mut owner = std::collections::BTreeSet::new();
+        for _ in 0..5 {
+            let mut call = call(Locality::Any, SECOND, small());
+            let key = HeaderValue::from_str(&format!("session-{number}")).expect("a key");
+            call.head.metadata.insert("bh-key", key);
+            let (answering, traced) = router.trace(call);
+            answering.await.expect("an answer");
+            owner.extend(traced.steps().into_iter().filter_map(|step| match step.what {
+                Event::Chosen { instance, .. } => Some(instance),
+                _ => None,
+            }));
+        }
+        assert_eq!(owner.len(), 1);
+        owners.extend(owner);
+    }
+    assert_eq!(owners.len(), 3, "sessions are spread");
+}
+
+#[tokio::test]
+async fn a_traced_call_tells_every_step_with_its_time() {
+    let (router, _, _) = router(&[NotStarted], &[Answer], Settings::default());
+    let (answering, traced) = router.trace(call(Locality::PreferLocal, SECOND, small()));
+    answering.await.expect("an answer").body.collect().await.expect("all of it");
+    let steps = traced.steps();
+    let told: Vec<String> = steps.iter().map(|step| step.what.to_string()).collect();
+    let expected = [
+        "2 of 2 candidates may answer",
+        "chose counter on",
+        "connected",
+        "busy (not-started): it has enough to do",
+        "chose counter on",
+        "connected",
+        "it answers",
+    ];
+    assert_eq!(told.len(), expected.len(), "{told:#?}");
+    assert!(told.iter().zip(expected).all(|(told, start)| told.starts_with(start)), "{told:#?}");
+    assert!(steps.is_sorted_by_key(|step| step.at));
+}
+
+#[tokio::test]
+async fn the_answering_peer_says_how_long_its_own_legs_took() {
+    let (router, _, _) = router(&[Answer], &[], Settings::default());
+    let mut asked = call(Locality::Any, SECOND, small());
+    asked.head.metadata.insert(EXPLAIN, HeaderValue::from_static("1"));
+    let reply = router.local_only().invoke(asked).await.expect("an answer");
+    let legs = reply.metadata[LEGS].to_str().expect("text").to_owned();
+    assert!(legs.starts_with("choose=") && legs.contains("plugin="), "{legs}");
+    let plain = router.local_only().invoke(call(Locality::Any, SECOND, small()));
+    assert!(!plain.await.expect("an answer").metadata.contains_key(LEGS));
 }

@@ -37,6 +37,7 @@ pub struct ConfigFile {
     /// Whether plugins' system calls must be filtered.
     pub seccomp: Option<bool>,
     pub supervision: Supervision,
+    pub routing: router::Policies,
     pub services: BTreeMap<String, Service>,
     pub groups: BTreeMap<String, GroupConfig>,
     pub warnings: Vec<String>,
@@ -85,6 +86,8 @@ impl Reader {
         self.network(network);
         let services = root.section("services", &mut self.found);
         self.services(services);
+        let routing = root.section("routing", &mut self.found);
+        self.file.routing = super::routing::read(routing, &mut self.found);
         let api = root.section("api", &mut self.found);
         self.api(api, &mut lines);
         let monitoring = root.section("monitoring", &mut self.found);

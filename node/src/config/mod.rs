@@ -5,6 +5,7 @@
 
 mod file;
 mod merge;
+mod routing;
 mod supervise;
 
 use std::{collections::BTreeMap, net::SocketAddr, path::PathBuf, time::Duration};
@@ -62,6 +63,8 @@ pub struct Settings {
     pub seccomp: bool,
     /// How plugins are watched.
     pub supervision: Supervision,
+    /// How calls of each service are routed.
+    pub routing: router::Policies,
     /// Built-in services.
     pub services: BTreeMap<String, Service>,
     /// Plugins that are supervised and limited together.

@@ -377,7 +377,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Client<S> {
                 Ran::NotStarted => format!("the call was not sent: {end}"),
                 Ran::Unknown | Ran::Failed => format!("during the call, {end}"),
             };
-            let failure = Failure { ran, reason: Reason::PeerLost, message, peer: None };
+            let failure = Failure::new(ran, Reason::PeerLost, message);
             named(failure, &self.core.settings)
         };
         for call in calls.values() {

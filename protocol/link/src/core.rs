@@ -306,7 +306,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Core<S> {
                 None => format!("the call made no progress for {} s", idle.as_secs()),
             };
             let ran = if self.answering { Ran::Unknown } else { self.ran(call) };
-            let failure = Failure { ran, reason: Reason::DeadlineExceeded, message, peer: None };
+            let failure = Failure::new(ran, Reason::DeadlineExceeded, message);
             expired.push((*id, failure));
         }
         self.expiry = next.map(|at| at.max(self.now + EXPIRY_STEP));

@@ -183,7 +183,8 @@ fn take_failure(from: &mut Cursor<'_>) -> Result<Failure, FrameError> {
         8 => Reason::Cancelled,
         9 => Reason::TooLarge,
         10 => Reason::Malformed,
+        12 => Reason::CircuitOpen,
         _ => Reason::Internal,
     };
-    Ok(Failure { ran, reason, message: take_text(from), peer: None })
+    Ok(Failure::new(ran, reason, take_text(from)))
 }

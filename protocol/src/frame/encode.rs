@@ -246,5 +246,6 @@ fn reason_code(reason: Reason) -> u8 {
         Reason::TooLarge => 9,
         Reason::Malformed => 10,
         Reason::Internal => 11,
+        Reason::CircuitOpen => 12,
     }
 }

@@ -180,22 +180,8 @@ fn defining_beyond_the_bound_is_refused() {
 #[test]
 fn failures_cross_with_everything_but_the_peer() {
     use Ran::{Failed, NotStarted, Unknown};
-    let reasons = [
-        Reason::NotAvailable,
-        Reason::Unreachable,
-        Reason::PeerLost,
-        Reason::PluginLost,
-        Reason::Busy,
-        Reason::Refused,
-        Reason::DeadlineExceeded,
-        Reason::Cancelled,
-        Reason::TooLarge,
-        Reason::Malformed,
-        Reason::Internal,
-    ];
-    for (ran, reason) in [NotStarted, Unknown, Failed].into_iter().zip(reasons.into_iter().cycle())
-    {
-        let failure = Failure { ran, reason, message: "the größte failure".into(), peer: None };
+    for (ran, reason) in [NotStarted, Unknown, Failed].into_iter().cycle().zip(Reason::ALL) {
+        let failure = Failure::new(ran, reason, "the größte failure");
         let end = Frame::End { call: CallId(8), outcome: Err(failure) };
         assert_eq!(
             Decoder::default().decode(&mut encode(std::slice::from_ref(&end))),
@@ -246,7 +232,7 @@ fn any_failure() -> impl Strategy<Value = Failure> {
         proptest::sample::select(reasons.to_vec()),
         "[ -~äß]{0,80}",
     )
-        .prop_map(|(ran, reason, message)| Failure { ran, reason, message, peer: None })
+        .prop_map(|(ran, reason, message)| Failure::new(ran, reason, message))
 }
 
 fn any_frame() -> impl Strategy<Value = Frame> {

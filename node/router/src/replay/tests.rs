@@ -57,10 +57,10 @@ proptest! {
         let replay = replay(vec![vec![7; chunk_bytes]; count + 3]);
         let mut attempt = replay.attempt().expect("nothing was sent");
         for _ in 0..count {
-            prop_assert!(!replay.overflowed());
+            prop_assert!(replay.can_repeat());
             next(&mut attempt).expect("a chunk").expect("no failure");
         }
-        prop_assert!(replay.overflowed());
+        prop_assert!(!replay.can_repeat());
         prop_assert!(replay.attempt().is_none());
         prop_assert_eq!(rest(attempt).len(), chunk_bytes * 3);
     }

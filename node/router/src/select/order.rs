@@ -1,0 +1,119 @@
+//! The order within one rank, by the service's method.
+
+use std::cmp::{Ordering, Reverse};
+
+use super::{Rank, Seen, Want, Why};
+use crate::{
+    chance::{Chance, mix},
+    policy::Method,
+};
+
+/// Reported loads nearer to each other than this count as equal, in percentage points: reports
+/// are seconds old, and a preference for the idler of two idle providers would starve the other.
+pub(crate) const LOAD_DIFFERENCE_MIN: u8 = 20;
+
+/// What a call in flight at a provider that has never answered counts as, in microseconds: it is
+/// tried once, and not by everybody before it has answered.
+const UNKNOWN_MICROS: u64 = 1_000_000;
+
+/// Hands the candidates of one rank to `place` in their order, each with the reason for its place.
+pub(super) fn arrange(
+    seen: &[Seen<'_>],
+    rank: &mut [(Rank, usize)],
+    want: &Want<'_>,
+    chance: &mut Chance,
+    mut place: impl FnMut(usize, Why),
+) {
+    if let [(_, only)] = rank {
+        place(*only, Why::Remaining);
+        return;
+    }
+    match (want.policy.method, want.key) {
+        (Method::RoundRobin, _) => {
+            rank.rotate_left((want.turn % rank.len() as u64) as usize);
+            for (_, index) in rank {
+                place(*index, Why::Turn);
+            }
+        }
+        (Method::Hash, Some(key)) => {
+            rank.sort_by_key(|(_, index)| {
+                let one = &seen[*index];
+                (Reverse(mix(key ^ one.traits.identity)), one.candidate.instance)
+            });
+            for (_, index) in rank {
+                place(*index, Why::Keyed);
+            }
+        }
+        (Method::Weighted, _) => weighted(seen, rank, chance, place),
+        (Method::LowestLatency, _) => two_choices(seen, rank, chance, sooner, Why::Sooner, place),
+        (Method::LeastLoaded | Method::Hash, _) => {
+            two_choices(seen, rank, chance, lighter, Why::Lighter, place);
+        }
+    }
+}
+
+/// Again and again the better of two drawn at random, so that providers share the work evenly,
+/// worse ones get less of it, and no herd runs to whoever was best a moment ago.
+///
+/// Source: Mitzenmacher, *The Power of Two Choices in Randomized Load Balancing*, 2001.
+fn two_choices(
+    seen: &[Seen<'_>],
+    rank: &mut [(Rank, usize)],
+    chance: &mut Chance,
+    compare: fn(&Seen<'_>, &Seen<'_>) -> Ordering,
+    why: Why,
+    mut place: impl FnMut(usize, Why),
+) {
+    for next in 0..rank.len() {
+        let left = rank.len() - next;
+        let mut reason = Why::Remaining;
+        if left > 1 {
+            let first = next + chance.below(left as u64) as usize;
+            // One of the others, so that the two are never the same.
+            let second = next + (first - next + 1 + chance.below(left as u64 - 1) as usize) % left;
+            let order = compare(&seen[rank[first].1], &seen[rank[second].1]);
+            rank.swap(next, if order == Ordering::Greater { second } else { first });
+            reason = if order == Ordering::Equal { Why::Drawn } else { why };
+        }
+        place(rank[next].1, reason);
+    }
+}
+
+/// Which of two has less to do; `Equal` leaves it to chance.
+fn lighter(a: &Seen<'_>, b: &Seen<'_>) -> Ordering {
+    a.in_flight.cmp(&b.in_flight).then_with(|| {
+        let (a, b) = (a.candidate.load_percent, b.candidate.load_percent);
+        if a.abs_diff(b) < LOAD_DIFFERENCE_MIN { Ordering::Equal } else { a.cmp(&b) }
+    })
+}
+
+/// Which of two can be expected to answer sooner, each of its calls in flight coming first.
+fn sooner(a: &Seen<'_>, b: &Seen<'_>) -> Ordering {
+    let expected = |one: &Seen<'_>| {
+        let in_flight = u64::from(one.in_flight);
+        match one.view.latency {
+            Some(latency) => latency.max(1).saturating_mul(in_flight + 1),
+            None => in_flight * UNKNOWN_MICROS,
+        }
+    };
+    expected(a).cmp(&expected(b))
+}
+
+fn weighted(
+    seen: &[Seen<'_>],
+    rank: &mut [(Rank, usize)],
+    chance: &mut Chance,
+    mut place: impl FnMut(usize, Why),
+) {
+    for next in 0..rank.len() {
+        let weight = |(_, index): &(Rank, usize)| u64::from(seen[*index].traits.weight);
+        let mut drawn = chance.below(rank[next..].iter().map(weight).sum());
+        let hit = rank[next..].iter().position(|one| {
+            let within = drawn < weight(one);
+            drawn = drawn.saturating_sub(weight(one));
+            within
+        });
+        rank.swap(next, next + hit.unwrap_or(0));
+        place(rank[next].1, Why::Weighed);
+    }
+}

@@ -1,7 +1,10 @@
 //! A hundred registries in virtual time, with losses, crashes, partitions and forgers.
 //!
 //! Every run follows from its seed. `BH_SIM_SEED=7 cargo test -p blackhole-tests --test sim` runs
-//! that one alone; a failure prints the seed that brings it back.
+//! that one alone; a failure prints the seed that brings it back. `routing` does the same with
+//! calls.
+
+mod routing;
 
 use dht_registry::Limits;
 use testnet::sim::{Plan, Report, run};

@@ -12,10 +12,12 @@
 //! | `network` | gossip, requests and the DHT, with their losses |
 //! | `turmoil` | crashes, restarts, loads, unloads, partitions |
 //! | `forger` | liars with keys of their own |
+//! | [`routing`] | another world, of calls: providers that die, drag and lie, and the router's deciders |
 //! | `truth` | what was really offered, and what must hold |
 
 mod forger;
 mod network;
+pub mod routing;
 mod truth;
 mod turmoil;
 mod world;

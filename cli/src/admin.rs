@@ -79,11 +79,20 @@ impl Node {
 pub async fn answer<T>(
     asked: impl Future<Output = Result<Response<T>, Status>>,
 ) -> Result<T, Failed> {
-    match tokio::time::timeout(ANSWER_MAX, asked).await {
+    answer_within(asked, Duration::ZERO).await
+}
+
+/// The same for a question whose answer takes up to `work` by itself.
+pub async fn answer_within<T>(
+    asked: impl Future<Output = Result<Response<T>, Status>>,
+    work: Duration,
+) -> Result<T, Failed> {
+    let patience = ANSWER_MAX.saturating_add(work);
+    match tokio::time::timeout(patience, asked).await {
         Ok(Ok(response)) => Ok(response.into_inner()),
         Ok(Err(status)) => Err(Failed::admin(&status)),
         Err(_) => {
-            let seconds = ANSWER_MAX.as_secs();
+            let seconds = patience.as_secs();
             let message = format!("the node took the question and did not answer in {seconds} s");
             Err(Failed::with(Exit::Unreachable, message))
         }

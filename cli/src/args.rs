@@ -86,7 +86,7 @@ pub enum Command {
     /// Ask the registry of the mesh
     #[command(subcommand)]
     Registry(Registry),
-    /// Say which provider a call would go to now, and why
+    /// Say which provider a call would go to now, and why; or make one and tell every step of it
     Explain(Explain),
     /// Look at configuration files
     #[command(subcommand)]
@@ -349,12 +349,38 @@ pub enum Registry {
 
 /// `explain`
 #[derive(Debug, Args)]
+#[command(after_help = "Examples:
+  blackhole explain demo.v1.Counter
+  blackhole explain demo.v1.Counter/Add --call -d '{\"amount\": 2}' --any")]
 pub struct Explain {
-    /// The service's full name, such as demo.v1.Counter
-    pub service: ServiceName,
+    /// The service's full name, such as demo.v1.Counter, or one of its methods
+    #[arg(value_name = "SERVICE[/METHOD]", value_parser = parse_target)]
+    pub target: Target,
+    /// Make one call of the method, and tell every step of it with its time
+    #[arg(long)]
+    pub call: bool,
+    /// The request of that call, as JSON [default: an empty message]
+    #[arg(long, short, value_name = "JSON", requires = "call", allow_hyphen_values = true)]
+    pub data: Option<String>,
+    /// Give that call up after this time, such as 500ms or 5s [default: 10s]
+    #[arg(long, value_name = "TIME", requires = "call", value_parser = parse_timeout)]
+    pub timeout: Option<Duration>,
+    /// Metadata of that call, as KEY:VALUE; may be repeated
+    #[arg(long = "header", short = 'H', value_name = "KEY:VALUE", requires = "call",
+        value_parser = parse_header)]
+    pub headers: Vec<(String, String)>,
     /// Where it may go.
     #[command(flatten)]
     pub whither: Whither,
+}
+
+/// A service, or one of its methods.
+#[derive(Debug, Clone)]
+pub struct Target {
+    /// The service.
+    pub service: ServiceName,
+    /// The method, where one was named.
+    pub method: Option<MethodPath>,
 }
 
 /// `config …`
@@ -404,6 +430,15 @@ fn parse_listen(text: &str) -> Result<String, String> {
         (_, Some(Ok(port))) if port > 0 => Ok(format!("tcp:{port}")),
         _ => Err("expected unix, or tcp: and a port from 1 to 65535, such as tcp:50051".into()),
     }
+}
+
+fn parse_target(text: &str) -> Result<Target, String> {
+    if text.contains('/') {
+        let method: MethodPath = text.parse().map_err(|error| format!("{error}"))?;
+        return Ok(Target { service: method.service(), method: Some(method) });
+    }
+    let service = text.parse().map_err(|error| format!("{error}"))?;
+    Ok(Target { service, method: None })
 }
 
 fn parse_header(text: &str) -> Result<(String, String), String> {
@@ -473,6 +508,7 @@ mod tests {
             "blackhole registry query demo.v1.Counter",
             "blackhole explain demo.v1.Counter",
             "blackhole explain demo.v1.Counter --local",
+            "blackhole explain demo.v1.Counter/Add --call -d '{}' --timeout 2s -H a:b --any",
             "blackhole config check blackhole.yaml",
             "blackhole completion bash",
             "blackhole completion zsh",

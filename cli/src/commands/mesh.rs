@@ -1,10 +1,10 @@
-//! `services`, `describe`, `peers`, `registry query`, `explain`.
+//! `services`, `describe`, `peers`, `registry query`.
 
 use protocol::{
     id::PeerId,
     proto::admin::{
-        DescribeRequest, DescribeResponse, ExplainRequest, PeersRequest, RegistryQueryRequest,
-        Service, ServicesRequest,
+        DescribeRequest, DescribeResponse, PeersRequest, RegistryQueryRequest, Service,
+        ServicesRequest,
     },
     service::ServiceName,
 };
@@ -12,7 +12,7 @@ use serde_json::json;
 
 use crate::{
     admin::{Node, answer},
-    args::{Explain, Whither},
+    args::Whither,
     failed::{Exit, Failed},
     proto_text,
     schema::{Schema, SchemaError},
@@ -118,28 +118,6 @@ pub async fn query(
     }
     let nobody = found.known.is_empty() && found.in_dht.is_empty();
     Ok(if nobody { Exit::NotFound } else { Exit::Ok })
-}
-
-/// Says what would be chosen.
-pub async fn explain(
-    args: &Explain,
-    node: &Node,
-    terminal: &mut Terminal,
-    json: bool,
-) -> Result<Exit, Failed> {
-    let locality = match peer(&args.whither, &args.service, node).await? {
-        Some(peer) => format!("peer={peer}"),
-        None => args.whither.locality().unwrap_or_default().to_owned(),
-    };
-    let request = ExplainRequest { service: args.service.to_string(), locality };
-    let found = answer(node.admin().explain(request)).await?;
-    if json {
-        terminal.json(&show::mesh::explain_document(args.service.as_str(), &found))?;
-    } else {
-        let text = show::mesh::explain(&found, terminal.colour);
-        terminal.print(&text)?;
-    }
-    Ok(Exit::Ok)
 }
 
 /// The peer that `--peer` means: an id is taken as it is; the end of one, or a name, is looked for

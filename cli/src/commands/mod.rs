@@ -1,6 +1,7 @@
 //! The commands: each asks the node, and prints what it answers.
 
 mod call;
+mod explain;
 mod mesh;
 mod node;
 mod plugin;
@@ -78,7 +79,7 @@ pub async fn run(cli: &Cli, world: &World, terminal: &mut Terminal) -> Result<Ex
         Command::Registry(Registry::Query(args)) => {
             mesh::query(&args.service, &world.node().await?, terminal, json).await
         }
-        Command::Explain(args) => mesh::explain(args, &world.node().await?, terminal, json).await,
+        Command::Explain(args) => explain::run(args, &world.node().await?, terminal, json).await,
         Command::Call(args) => call::run(args, &world.node().await?, terminal, json).await,
     }
 }

@@ -60,7 +60,7 @@ fn peer(provider: &Provider) -> String {
     if provider.peer_name.is_empty() { id } else { format!("{} ({id})", provider.peer_name) }
 }
 
-fn whereabouts(provider: &Provider) -> (String, Option<Tone>) {
+pub(super) fn whereabouts(provider: &Provider) -> (String, Option<Tone>) {
     match (provider.local, provider.connected) {
         (true, _) => ("here".into(), Some(Tone::Good)),
         (false, true) => (or_dash(&provider.transport), None),
@@ -68,7 +68,7 @@ fn whereabouts(provider: &Provider) -> (String, Option<Tone>) {
     }
 }
 
-fn provider_document(provider: &Provider) -> Value {
+pub(super) fn provider_document(provider: &Provider) -> Value {
     json!({
         "peer_id": provider.peer_id,
         "peer_name": text_or_null(&provider.peer_name),

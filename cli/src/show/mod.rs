@@ -7,6 +7,7 @@
 pub mod mesh;
 pub mod node;
 pub mod plugin;
+pub mod trace;
 
 use std::collections::HashMap;
 

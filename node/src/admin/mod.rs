@@ -5,6 +5,7 @@
 
 mod probe;
 pub mod show;
+mod trace;
 
 use std::{
     collections::BTreeMap,
@@ -196,6 +197,10 @@ impl Admin for AdminService {
         let told = self.0.router.explain(&service, locality, &Requirement::default());
         let offers = self.0.knowledge.offers().remove(&service).unwrap_or_default();
         Ok(Response::new(show::explanation(&self.0, &told, &offers)))
+    }
+
+    async fn trace(&self, request: Request<api::TraceRequest>) -> Answer<api::TraceResponse> {
+        Ok(Response::new(trace::trace(&self.0, request.into_inner()).await?))
     }
 }
 

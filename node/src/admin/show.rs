@@ -4,7 +4,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 
 use plugin_host::{LogRecord, PluginStatus, State};
 use protocol::proto::admin as api;
-use router::Explanation;
+use router::{Explained, Explanation};
 
 use super::{Node, probe::probe};
 use crate::{knowledge::Offer, usage::Usage};
@@ -210,18 +210,21 @@ pub fn peers(node: &Node) -> api::PeersResponse {
 
 /// Who would answer, and why.
 pub fn explanation(node: &Node, told: &Explanation, offers: &[Offer]) -> api::ExplainResponse {
-    let candidates = told.candidates.iter().map(|one| {
-        let same = |offer: &&Offer| {
-            (offer.candidate.peer, offer.candidate.instance)
-                == (one.candidate.peer, one.candidate.instance)
-        };
-        api::Candidate {
-            provider: offers.iter().find(same).map(|offer| provider(node, offer)),
-            eligible: one.eligible,
-            why: one.why.clone(),
-        }
-    });
+    let candidates = told.candidates.iter().map(|one| candidate(node, one, offers));
     api::ExplainResponse { candidates: candidates.collect(), verdict: told.to_string() }
+}
+
+/// One candidate as a choice saw it.
+pub fn candidate(node: &Node, one: &Explained, offers: &[Offer]) -> api::Candidate {
+    let same = |offer: &&Offer| {
+        (offer.candidate.peer, offer.candidate.instance)
+            == (one.candidate.peer, one.candidate.instance)
+    };
+    api::Candidate {
+        provider: offers.iter().find(same).map(|offer| provider(node, offer)),
+        eligible: one.eligible,
+        why: one.why.clone(),
+    }
 }
 
 /// RFC 3339; empty for never.

@@ -195,6 +195,27 @@ impl Admin for FakeNode {
         let verdict = "peer beta is chosen".into();
         Ok(Response::new(ExplainResponse { verdict, ..ExplainResponse::default() }))
     }
+
+    async fn trace(
+        &self,
+        request: Request<TraceRequest>,
+    ) -> Result<Response<TraceResponse>, Status> {
+        let request = request.into_inner();
+        // Zero is what an empty request asks for.
+        let code = if request.message.is_empty() { 14 } else { 0 };
+        let step = TraceStep {
+            kind: "ended".into(),
+            text: format!("as {} was asked", request.method),
+            ..TraceStep::default()
+        };
+        let verdict = "peer beta answered".into();
+        Ok(Response::new(TraceResponse {
+            steps: vec![step],
+            code,
+            verdict,
+            ..TraceResponse::default()
+        }))
+    }
 }
 
 /// `demo.v1.Counter`, as a service of the mesh behind the same socket. `AddRequest{amount}` and

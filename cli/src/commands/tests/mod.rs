@@ -241,6 +241,19 @@ async fn explain_passes_on_where_the_call_may_go() {
 }
 
 #[tokio::test]
+async fn explain_makes_a_call_and_tells_its_steps_whatever_its_end() {
+    let node = start(true);
+    let line = "blackhole explain demo.v1.Counter/Add --call";
+    let text = on(&node, &format!("{line} -d '{{\"amount\": 7}}'")).await.ok();
+    assert!(text.contains("peer beta answered") && text.contains("/demo.v1.Counter/Add"), "{text}");
+    let failed = on(&node, &format!("{line} --json")).await;
+    assert!(failed.out.contains("\"code\": \"UNAVAILABLE\""), "{}", failed.out);
+    assert_eq!(failed.failed().exit, Exit::Failed);
+    let unsaid = on(&node, "blackhole explain demo.v1.Counter --call").await.failed();
+    assert_eq!(unsaid.exit, Exit::Usage);
+}
+
+#[tokio::test]
 async fn a_unary_call_answers_in_json() {
     let node = start(true);
     let call = "blackhole call demo.v1.Counter/Add";

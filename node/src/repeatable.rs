@@ -1,5 +1,5 @@
-//! Which methods may run twice, as their descriptors say: `option idempotency_level` of `IDEMPOTENT`
-//! or `NO_SIDE_EFFECTS`.
+//! Which methods may run twice, as their descriptors say: `option idempotency_level` of
+//! `IDEMPOTENT` or `NO_SIDE_EFFECTS`.
 //!
 //! Owns reading it once for each set of descriptors. Refuses to fetch them.
 

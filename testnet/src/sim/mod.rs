@@ -12,7 +12,7 @@
 //! | `network` | gossip, requests and the DHT, with their losses |
 //! | `turmoil` | crashes, restarts, loads, unloads, partitions |
 //! | `forger` | liars with keys of their own |
-//! | [`routing`] | another world, of calls: providers that die, drag and lie, and the router's deciders |
+//! | [`routing`] | another world, of calls, and providers that die, drag and break |
 //! | `truth` | what was really offered, and what must hold |
 
 mod forger;

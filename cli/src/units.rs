@@ -27,6 +27,30 @@ pub fn parse_timeout(text: &str) -> Result<Duration, String> {
     Ok(timeout)
 }
 
+/// Reads `256MB`, `1.5GB`, `64KiB`, `4096`: bytes, powers of 1024 whichever way they are written, as
+/// in manifests. From 1 byte to 64 TiB.
+pub fn parse_size(text: &str) -> Result<u64, String> {
+    const MOST: f64 = (64_u64 << 40) as f64;
+    let refused =
+        || format!("`{text}` is not a size (expected something like 256MB, 2GB or 64KiB)");
+    let end = text.find(|c: char| !c.is_ascii_digit() && c != '.').unwrap_or(text.len());
+    let (number, unit) = text.split_at(end);
+    let number: f64 = number.parse().map_err(|_| refused())?;
+    let unit = match unit.trim().to_ascii_uppercase().as_str() {
+        "" | "B" => 1_u64,
+        "K" | "KB" | "KIB" => 1 << 10,
+        "M" | "MB" | "MIB" => 1 << 20,
+        "G" | "GB" | "GIB" => 1 << 30,
+        "T" | "TB" | "TIB" => 1 << 40,
+        _ => return Err(refused()),
+    };
+    let bytes = number * unit as f64;
+    if !(1.0..=MOST).contains(&bytes) {
+        return Err(format!("`{text}` is out of range: from 1 byte to 64 TiB"));
+    }
+    Ok(bytes as u64)
+}
+
 /// A span of time in its two largest units: `3d 4h`, `5m 12s`, `850ms`.
 pub fn span(millis: u64) -> String {
     let seconds = millis / 1000;

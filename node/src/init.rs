@@ -97,6 +97,7 @@ plugins:
   namespaces: required    # off runs plugins with less isolation, and says so
   landlock: required      # what plugins do with files; off for kernels without it
   seccomp: required       # which system calls plugins make
+  cgroups: auto           # how limits are held; required refuses to start without
 "
     )
 }

@@ -211,6 +211,7 @@ fn host_config(settings: &Settings, id: PeerId) -> HostConfig {
     let layer = |asked| if asked { LayerPolicy::Required } else { LayerPolicy::Off };
     config.landlock = layer(settings.landlock);
     config.seccomp = layer(settings.seccomp);
+    config.cgroups = settings.cgroups;
     config.health = plugin_host::HealthCheck {
         interval: watch.health_interval,
         timeout: watch.health_timeout,

@@ -29,7 +29,9 @@ pub struct HostConfig {
     pub seccomp: LayerPolicy,
     /// What a plugin that asks for the network gets.
     pub network: NetworkPolicy,
-    /// Enforce `resources.memory` per process with `RLIMIT_DATA`.
+    /// Whether limits may, or must, be held by control groups.
+    pub cgroups: CgroupPolicy,
+    /// Enforce `resources.memory`.
     pub memory_limits: bool,
     /// Instances of plugins at once. A bound, so that a script in a loop cannot fill the machine.
     pub plugins_max: usize,
@@ -99,6 +101,7 @@ impl HostConfig {
             landlock: LayerPolicy::Required,
             seccomp: LayerPolicy::Required,
             network: NetworkPolicy::None,
+            cgroups: CgroupPolicy::default(),
             memory_limits: true,
             plugins_max: PLUGINS_MAX,
             starts_max: std::thread::available_parallelism().map_or(2, usize::from) * 2,
@@ -133,6 +136,19 @@ pub enum LayerPolicy {
     #[default]
     Required,
     /// It is left out, and missing among the layers that a plugin's status names.
+    Off,
+}
+
+/// Whether limits are held by control groups.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum CgroupPolicy {
+    /// Where the kernel lets this host use them; other means, or none, elsewhere, and every status
+    /// says which.
+    #[default]
+    Auto,
+    /// A host that cannot use them does not start.
+    Required,
+    /// Never.
     Off,
 }
 

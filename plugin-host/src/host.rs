@@ -12,7 +12,7 @@ mod recover;
 
 use std::{
     collections::BTreeMap,
-    fs,
+    fs, io,
     sync::{
         Arc,
         atomic::{AtomicBool, Ordering},
@@ -29,6 +29,7 @@ use tokio::sync::{Semaphore, broadcast, mpsc};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use crate::{
+    allowance::Warden,
     channel::Channels,
     config::{HostConfig, NamespacePolicy},
     logs::{LogStream, Logs},
@@ -75,6 +76,7 @@ struct Inner {
     groups: Mutex<BTreeMap<String, Arc<Group>>>,
     roll: Arc<Roll>,
     starts: Arc<Semaphore>,
+    warden: Arc<Warden>,
     epoch: Instant,
     tasks: TaskTracker,
     /// Nothing new is taken.
@@ -116,11 +118,13 @@ impl Host {
                  processes and network"
             );
         }
+        let (config, warden) = warden(config).await?;
         let (events, receiver) = mpsc::channel(EVENTS);
         let host = Self {
             inner: Arc::new(Inner {
                 starts: Arc::new(Semaphore::new(config.starts_max.max(1))),
                 spawner: Spawner::start(config.launcher.clone()).map_err(HostError::Spawner)?,
+                warden: Arc::new(warden),
                 config: Arc::new(config),
                 store,
                 door,
@@ -248,6 +252,9 @@ impl Host {
         inner.closing.cancel();
         inner.tasks.close();
         inner.tasks.wait().await;
+        let warden = Arc::clone(&inner.warden);
+        // Joined, so that nothing is left when this returns. It does not panic.
+        let _ = tokio::task::spawn_blocking(move || warden.groups.close()).await;
     }
 
     fn entry(&self, name: &str) -> Result<Entry, UnknownPlugin> {
@@ -260,6 +267,17 @@ impl Inner {
     fn is_closing(&self) -> bool {
         self.draining.load(Ordering::SeqCst) || self.closing.is_cancelled()
     }
+}
+
+/// Control groups, opened off the runtime's threads; what an earlier host left in them ends.
+async fn warden(config: HostConfig) -> Result<(HostConfig, Warden), HostError> {
+    let opened = tokio::task::spawn_blocking(move || {
+        let warden = Warden::open(&config);
+        (config, warden)
+    });
+    let (config, warden) =
+        opened.await.map_err(|error| HostError::Cgroups(io::Error::other(error)))?;
+    Ok((config, warden.map_err(HostError::Cgroups)?))
 }
 
 /// Those that run and depend on `name`.

@@ -12,13 +12,17 @@
 //! - `process`: one process in its jail. `control`: the socket to its launcher.
 //! - `ready`, `descriptors`: what a new process is asked before anyone may call it.
 //! - `contract`: what a plugin is asked through its optional `Lifecycle`.
+//! - `limits`: what a plugin may use, and by what means (pure). `allowance`: that, in force on one
+//!   instance. `cgroup`: control groups.
 //! - `channel`: calls. `logs`, `stats`: what is seen of it.
 //! - `plugin`: the supervisor of one instance of a plugin. `siblings`: those of one group.
 //! - `host`: the owner of all supervisors.
 
 #![forbid(unsafe_code)]
 
+mod allowance;
 mod beat;
+mod cgroup;
 mod channel;
 pub mod config;
 mod contract;
@@ -26,6 +30,7 @@ mod descriptors;
 pub mod group;
 mod host;
 pub mod lifecycle;
+pub mod limits;
 pub mod logs;
 pub mod order;
 mod plan;
@@ -42,14 +47,16 @@ mod stats;
 pub mod status;
 
 pub use config::{
-    BuiltIn, GroupConfig, HealthCheck, HostConfig, LayerPolicy, NamespacePolicy, NetworkPolicy,
+    BuiltIn, CgroupPolicy, GroupConfig, HealthCheck, HostConfig, LayerPolicy, NamespacePolicy,
+    NetworkPolicy,
 };
 pub use contract::{Described, Metric};
 pub use group::Strategy;
 pub use host::Host;
 pub use launcher::run_if_invoked;
 pub use lifecycle::State;
-pub use logs::{LogRecord, LogStream, Logs};
+pub use limits::Mechanism;
+pub use logs::{LogFilter, LogRecord, LogStream, Logs};
 pub use status::{
     ChangeError, Command, HostError, HostEvent, LoadError, LoadRequest, MeshDoor, Overrides,
     PluginStatus, ReadyPlugin, Source, Transition, UnknownPlugin, UnloadError,

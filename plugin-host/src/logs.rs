@@ -77,6 +77,40 @@ impl LogStream {
     }
 }
 
+/// Which records somebody wants; an empty part asks for all.
+#[derive(Debug, Clone, Default)]
+pub struct LogFilter {
+    /// RFC 3339 in UTC with milliseconds, as records have it: that moment, or later.
+    pub since: Option<String>,
+    /// This level, or a worse one.
+    pub level: String,
+    /// Text in the message or the fields.
+    pub contains: String,
+    /// `stdout`, `stderr` or `supervisor`.
+    pub stream: String,
+}
+
+impl LogFilter {
+    /// Whether it wants `record`.
+    pub fn takes(&self, record: &LogRecord) -> bool {
+        // One form and one time zone: the order of the texts is the order of the moments.
+        self.since.as_ref().is_none_or(|since| record.timestamp >= *since)
+            && severity(&record.level) <= severity(&self.level)
+            && (self.stream.is_empty() || self.stream == record.stream.as_str())
+            && (self.contains.is_empty()
+                || record.message.contains(&self.contains)
+                || record.fields.iter().any(|(key, value)| {
+                    key.contains(&self.contains) || value.to_string().contains(&self.contains)
+                }))
+    }
+}
+
+/// 0 is the worst; what is no level is the least.
+fn severity(level: &str) -> u8 {
+    let order = ["error", "warn", "info", "debug"];
+    order.iter().position(|known| *known == level).unwrap_or(order.len()) as u8
+}
+
 /// The log of one plugin. Clones are the same log; it outlives the plugin's processes.
 #[derive(Clone)]
 pub struct Logs {
@@ -352,6 +386,27 @@ pub(crate) const LAST_WORDS: Duration = Duration::from_millis(500);
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_filter_wants_what_all_its_parts_want() {
+        let logs = Logs::new("node", "plugin", 10);
+        logs.line(
+            LogStream::Stdout,
+            1,
+            r#"{"level":"warn","message":"slow","disk":"sda"}"#,
+            Instant::now(),
+        );
+        let record = Arc::clone(&logs.tail(0)[0]);
+        let takes = |filter: LogFilter| filter.takes(&record);
+        assert!(takes(LogFilter::default()));
+        assert!(takes(LogFilter { level: "info".into(), ..LogFilter::default() }));
+        assert!(!takes(LogFilter { level: "error".into(), ..LogFilter::default() }));
+        assert!(takes(LogFilter { contains: "sda".into(), ..LogFilter::default() }));
+        assert!(!takes(LogFilter { contains: "sdb".into(), ..LogFilter::default() }));
+        assert!(!takes(LogFilter { stream: "stderr".into(), ..LogFilter::default() }));
+        let later = Some("2999-01-01T00:00:00.000Z".into());
+        assert!(!takes(LogFilter { since: later, ..LogFilter::default() }));
+    }
 
     fn logs(records_max: usize) -> Logs {
         Logs::new("node-1", "echo", records_max)

@@ -23,13 +23,6 @@ use crate::{
 /// Size of a plugin's private `/tmp`, and of its `/dev/shm`, each: memory of the machine.
 const TMP_BYTES: u64 = 64 << 20;
 
-/// Open descriptors where the manifest does not say: servers with hundreds of connections work,
-/// a leak is found.
-const FILES_DEFAULT: u64 = 4_096;
-
-/// Processes and threads where the manifest does not say: a JVM has dozens, a fork bomb ends.
-const PROCESSES_DEFAULT: u64 = 2_048;
-
 /// The jail's own directory for sockets: short, because a socket's path has 107 bytes.
 const INSIDE: &str = "/run/plugin";
 
@@ -162,8 +155,6 @@ pub(crate) fn jail(
     if namespaces || landlock {
         root = private_root(config, program, &paths);
     }
-    let megabytes = |mb: u64| mb.saturating_mul(1 << 20);
-    let resources = &manifest.resources;
     JailSpec {
         outside_id: outside_id(config, &key),
         name: key,
@@ -177,13 +168,9 @@ pub(crate) fn jail(
         seccomp: config.seccomp == LayerPolicy::Required,
         internet: internet(config, program),
         root,
-        limits: Limits {
-            files: Some(resources.files_max.unwrap_or(FILES_DEFAULT)),
-            file_size: resources.file_size_mb.map(megabytes),
-            data: resources.memory_mb.filter(|_| config.memory_limits).map(megabytes),
-            // Without a user namespace the kernel counts every process of the same user.
-            processes: namespaces.then(|| resources.processes_max.unwrap_or(PROCESSES_DEFAULT)),
-        },
+        // Whoever starts it knows what it may use now.
+        cores: Vec::new(),
+        limits: Limits::default(),
         output: true,
         listener: manifest.listen == Listen::Fd,
     }
@@ -392,12 +379,6 @@ pub(crate) fn warnings(config: &HostConfig, program: &Program) -> Vec<String> {
         if policy == LayerPolicy::Off {
             warnings.push(format!("isolation is reduced: the operator turned {layer} off"));
         }
-    }
-    if program.manifest.resources.cpu_percent.is_some() {
-        warnings.push("resources.cpu is not enforced by this version".into());
-    }
-    if program.manifest.resources.memory_mb.is_some() && !config.memory_limits {
-        warnings.push("resources.memory is not enforced: the operator turned it off".into());
     }
     let broad = granted(program).into_iter().filter(|path| source::is_broad(path) && !is_own(path));
     warnings.extend(broad.map(|path| {

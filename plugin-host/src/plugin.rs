@@ -24,6 +24,7 @@ use tokio::{
 use tokio_util::{sync::CancellationToken, task::AbortOnDropHandle};
 
 use crate::{
+    allowance::Allowance,
     channel::{Channel, Channels},
     config::HostConfig,
     lifecycle::{State, Step},
@@ -55,6 +56,8 @@ pub(crate) struct Context {
     pub(crate) config: Arc<HostConfig>,
     pub(crate) program: Arc<Program>,
     pub(crate) seat: Seat,
+    /// What it may use.
+    pub(crate) allowance: Allowance,
     pub(crate) spawner: Spawner,
     pub(crate) channels: Arc<Channels>,
     pub(crate) door: Arc<dyn MeshDoor>,
@@ -195,7 +198,11 @@ impl Supervisor {
         let mut next = self.wait_for_needs(&mut orders).await;
         loop {
             next = match next {
-                Next::Start(delay) if delay.is_zero() => self.one_run(&mut orders).await,
+                Next::Start(delay) if delay.is_zero() => {
+                    let next = self.one_run(&mut orders).await;
+                    self.end_limits().await;
+                    next
+                }
                 Next::Start(delay) => self.pause(delay, &mut orders).await,
                 Next::Hold => self.hold(&mut orders).await,
                 Next::Over => break,
@@ -203,6 +210,13 @@ impl Supervisor {
         }
         drop(door);
         self.remove_files();
+    }
+
+    /// Removes the control group of the run that is over, with whatever is left in it.
+    async fn end_limits(&self) {
+        let allowance = self.context.allowance.clone();
+        // Joined, so that nothing of the run is left when the next begins. It does not panic.
+        let _ = tokio::task::spawn_blocking(move || allowance.end()).await;
     }
 
     /// Waits until all it depends on is ready: as long as it takes where it is known to work, and

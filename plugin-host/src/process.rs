@@ -86,6 +86,8 @@ impl fmt::Display for End {
             (None, Some(9)) => f.write_str("signal 9 (killed)"),
             (None, Some(11)) => f.write_str("signal 11 (segmentation fault)"),
             (None, Some(6)) => f.write_str("signal 6 (aborted)"),
+            (None, Some(24)) => f.write_str("signal 24 (CPU time used up)"),
+            (None, Some(25)) => f.write_str("signal 25 (file too large)"),
             (None, Some(signal)) => write!(f, "signal {signal}"),
             (None, None) => f.write_str("killed with its jail"),
         }

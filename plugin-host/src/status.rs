@@ -16,6 +16,7 @@ use crate::{
     contract::{Described, Metric},
     group::Strategy,
     lifecycle::State,
+    limits::Mechanism,
     logs::LogRecord,
 };
 
@@ -127,6 +128,12 @@ pub struct PluginStatus {
     pub threads: u32,
     /// Open descriptors of its processes.
     pub open_files: u32,
+    /// Bytes on disk in the directories that are its own.
+    pub disk_bytes: u64,
+    /// What it may use, and by what means that holds.
+    pub mechanisms: Vec<Mechanism>,
+    /// Times that a limit stopped it or refused it something: memory, processes, disk, CPU time.
+    pub over_limit: u64,
     /// Isolation in force, as its launcher reported it.
     pub layers: Vec<String>,
     /// `process`, or `process (reduced)` where the operator turned namespaces off.
@@ -230,6 +237,12 @@ pub enum HostError {
     /// The loaded set cannot be read.
     #[error("cannot read which plugins were loaded: {0}")]
     Store(#[from] protocol::ports::StoreError),
+    /// Control groups are required and cannot be had.
+    #[error(
+        "plugins.cgroups is `required`, and control groups cannot be used here: {0}; delegate a \
+         cgroup to the node (systemd: `Delegate=yes`), run it as root, or say `auto`"
+    )]
+    Cgroups(std::io::Error),
     /// The thread that starts processes cannot be started.
     #[error("cannot start the spawner thread: {0}")]
     Spawner(std::io::Error),

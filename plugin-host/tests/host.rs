@@ -320,8 +320,7 @@ async fn a_program_may_take_its_listener_from_the_host() {
     let mut world = World::new().await;
     world.load_listening("probe", "fd", &["--fd"]).await.expect("loads");
     let instance = world.ready().await.instance;
-    // The program has asserted that the variables were there, and answers on what it took.
-    assert_eq!(world.see(instance).await["environment"]["BH_PLUGIN_NAME"], "probe");
+    assert_eq!(world.see(instance).await["environment"]["LISTEN_FDS"], "1");
     world.host.shutdown().await;
 }
 

@@ -1,4 +1,5 @@
-//! `plugin load`, `list`, `info`, `logs`, `unload`, `restart`, `reload`, `scale`.
+//! `plugin load`, `list`, `info`, `logs`, `unload`, `restart`, `reload`, `scale`,
+//! `limit`.
 
 use std::{
     ffi::OsStr,
@@ -7,9 +8,9 @@ use std::{
 };
 
 use protocol::proto::admin::{
-    Exec, Plugin as Loaded, PluginInfoRequest, PluginListRequest, PluginLoadRequest,
-    PluginLogsRequest, PluginReloadRequest, PluginRestartRequest, PluginScaleRequest,
-    PluginUnloadRequest, plugin_load_request::From as Source,
+    Exec, Plugin as Loaded, PluginInfoRequest, PluginLimitRequest, PluginListRequest,
+    PluginLoadRequest, PluginLogsRequest, PluginReloadRequest, PluginRestartRequest,
+    PluginScaleRequest, PluginUnloadRequest, plugin_load_request::From as Source,
 };
 use rustix::fs::Access;
 use serde_json::json;
@@ -18,7 +19,7 @@ use tokio::time::{Instant, MissedTickBehavior};
 use super::World;
 use crate::{
     admin::{Node, answer},
-    args::{Load, Logs, Named, Plugin, Scale},
+    args::{Limit, Load, Logs, Named, Plugin, Scale},
     failed::{Exit, Failed},
     show,
     terminal::{Terminal, clean},
@@ -49,6 +50,7 @@ pub async fn run(
         (Plugin::Restart(args), _) => restart(args, &node, terminal, json).await,
         (Plugin::Reload(args), _) => reload(args, &node, terminal, json).await,
         (Plugin::Scale(args), _) => scale(args, &node, terminal, json).await,
+        (Plugin::Limit(args), _) => limit(args, &node, terminal, json).await,
         (Plugin::List | Plugin::Load(_), _) => list(&node, terminal, json).await,
     }
 }
@@ -255,6 +257,10 @@ async fn logs(
         follow: args.follow,
         // The API says 0 for everything; of a log that is followed, one line is close to none.
         tail: args.tail.map_or(0, |tail| tail.max(1)),
+        since_ms: args.since.map_or(0, |since| since.as_millis().max(1) as u64),
+        level: args.level.clone().unwrap_or_default(),
+        contains: args.grep.clone().unwrap_or_default(),
+        stream: args.stream.clone().unwrap_or_default(),
     };
     let mut lines = answer(node.admin().plugin_logs(request)).await.map_err(unknown)?;
     while let Some(line) = lines.message().await.map_err(|s| unknown(Failed::admin(&s)))? {
@@ -325,6 +331,33 @@ async fn scale(
     let count = plugin.instances.len();
     let noun = if count == 1 { "instance" } else { "instances" };
     changed(&plugin, &format!("{name} has {count} {noun}"), terminal, json)
+}
+
+async fn limit(
+    args: &Limit,
+    node: &Node,
+    terminal: &mut Terminal,
+    json: bool,
+) -> Result<Exit, Failed> {
+    let request = PluginLimitRequest {
+        name: args.name.clone(),
+        cpu_percent: args.cpu,
+        cpu_cores: args.cpu_cores,
+        cpu_seconds: args.cpu_seconds,
+        memory_bytes: args.memory,
+        files_max: args.files,
+        file_size_bytes: args.file_size,
+        processes_max: args.processes,
+        disk_bytes: args.disk,
+        disk_bandwidth: args.disk_bandwidth,
+        network_bandwidth: args.network_bandwidth,
+    };
+    let plugin = answer(node.admin().plugin_limit(request)).await.map_err(unknown)?;
+    let mut text = format!("{} may use from now on:", plugin.name);
+    for it in &plugin.mechanisms {
+        text.push_str(&format!("\n  {} {} ({})", it.resource, it.limit, it.means));
+    }
+    changed(&plugin, &text, terminal, json)
 }
 
 /// Shows a plugin after something was done to it.

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use protocol::proto::admin::{Figure, LogLine, Plugin};
+use protocol::proto::admin::{Figure, LogLine, Mechanism, Plugin};
 use serde::Serialize;
 use serde_json::{Value, json};
 
@@ -93,6 +93,13 @@ pub fn info(plugin: &Plugin, colour: bool) -> String {
     facts.add("last restart", &plugin.last_restart);
     facts.add("isolation", &plugin.isolation);
     facts.add("layers", plugin.layers.join(", "));
+    facts.list("limits", &plugin.mechanisms.iter().map(mechanism).collect::<Vec<_>>());
+    if plugin.disk_bytes > 0 {
+        facts.add("disk", size(plugin.disk_bytes));
+    }
+    if plugin.over_limit > 0 {
+        facts.add("over limit", format!("{} times", plugin.over_limit));
+    }
     if plugin.logs_lost > 0 {
         facts.add("logs lost", format!("{} lines", plugin.logs_lost));
     }
@@ -110,6 +117,10 @@ fn figure(figure: &Figure) -> String {
     let labels =
         if labels.is_empty() { String::new() } else { format!(" ({})", labels.join(", ")) };
     format!("{} {}{labels}", figure.name, figure.value)
+}
+
+fn mechanism(it: &Mechanism) -> String {
+    format!("{} {} ({})", it.resource, it.limit, it.means)
 }
 
 /// One of several instances in one line.
@@ -145,6 +156,11 @@ pub fn document(plugin: &Plugin) -> Value {
         "threads": plugin.threads,
         "open_files": plugin.open_files,
         "layers": plugin.layers,
+        "limits": plugin.mechanisms.iter().map(|it| json!({
+            "resource": it.resource, "limit": it.limit, "means": it.means,
+        })).collect::<Vec<_>>(),
+        "disk_bytes": plugin.disk_bytes,
+        "over_limit": plugin.over_limit,
         "source": plugin.source,
         "announced": plugin.announced,
         "healthy": plugin.healthy,

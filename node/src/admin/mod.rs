@@ -98,17 +98,24 @@ impl Admin for AdminService {
         &self,
         request: Request<api::PluginLogsRequest>,
     ) -> Answer<Self::PluginLogsStream> {
-        let api::PluginLogsRequest { name, follow, tail } = request.into_inner();
+        let request = request.into_inner();
+        let wanted = show::log_filter(&request, std::time::SystemTime::now());
+        let api::PluginLogsRequest { name, follow, tail, .. } = request;
         let logs = self.0.host.logs(&name);
         let logs = logs.map_err(|error| Status::not_found(error.to_string()))?;
-        let (kept, live) = logs.follow(tail as usize);
-        let kept = futures::stream::iter(kept.into_iter().map(|it| Ok(show::log(&it))));
+        let (mut kept, live) = logs.follow(0);
+        kept.retain(|record| wanted.takes(record));
+        let surplus = if tail == 0 { 0 } else { kept.len().saturating_sub(tail as usize) };
+        let kept: Vec<_> = kept[surplus..].iter().map(|it| Ok(show::log(it))).collect();
+        let kept = futures::stream::iter(kept);
         if !follow {
             return Ok(Response::new(Box::pin(kept)));
         }
         let live = tokio_stream::wrappers::BroadcastStream::new(live)
             // A reader that is too slow loses lines rather than slowing the plugin.
-            .filter_map(|line| std::future::ready(line.ok()))
+            .filter_map(move |line| {
+                std::future::ready(line.ok().filter(|record| wanted.takes(record)))
+            })
             .map(|line| Ok(show::log(&line)))
             .take_until(self.0.stop.clone().cancelled_owned());
         Ok(Response::new(Box::pin(kept.chain(live))))
@@ -148,6 +155,24 @@ impl Admin for AdminService {
     async fn plugin_scale(&self, request: Request<api::PluginScaleRequest>) -> Answer<api::Plugin> {
         let api::PluginScaleRequest { name, instances } = request.into_inner();
         let changed = self.0.host.scale(&name, instances).await;
+        Ok(Response::new(show::plugin(&self.0, changed.map_err(|error| unchanged(&error))?)))
+    }
+
+    async fn plugin_limit(&self, request: Request<api::PluginLimitRequest>) -> Answer<api::Plugin> {
+        let request = request.into_inner();
+        let wish = protocol::manifest::Resources {
+            cpu_percent: request.cpu_percent,
+            cpu_cores: request.cpu_cores,
+            cpu_seconds: request.cpu_seconds,
+            memory_bytes: request.memory_bytes,
+            files_max: request.files_max,
+            file_size_bytes: request.file_size_bytes,
+            processes_max: request.processes_max,
+            disk_bytes: request.disk_bytes,
+            disk_bandwidth: request.disk_bandwidth,
+            network_bandwidth: request.network_bandwidth,
+        };
+        let changed = self.0.host.limit(&request.name, wish).await;
         Ok(Response::new(show::plugin(&self.0, changed.map_err(|error| unchanged(&error))?)))
     }
 

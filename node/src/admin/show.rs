@@ -1,8 +1,8 @@
 //! What the node's parts say, in the admin contract's words.
 
-use std::time::{SystemTime, UNIX_EPOCH};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use plugin_host::{LogRecord, PluginStatus, State};
+use plugin_host::{LogFilter, LogRecord, PluginStatus, State};
 use protocol::proto::admin as api;
 use router::{Explained, Explanation};
 
@@ -140,12 +140,33 @@ pub fn plugin(node: &Node, it: PluginStatus) -> api::Plugin {
         logs_lost: it.logs_lost,
         group,
         strategy,
+        mechanisms: it.mechanisms.into_iter().map(mechanism).collect(),
+        disk_bytes: it.disk_bytes,
+        over_limit: it.over_limit,
         number: it.number,
         description: described.description,
         capabilities: described.capabilities,
         figures: figures.collect(),
         instances: it.instances.into_iter().map(|one| plugin(node, one)).collect(),
     }
+}
+
+/// Which lines are asked for, at `now`.
+pub fn log_filter(request: &api::PluginLogsRequest, now: SystemTime) -> LogFilter {
+    let since = (request.since_ms > 0)
+        .then(|| now.checked_sub(Duration::from_millis(request.since_ms)))
+        .flatten();
+    LogFilter {
+        since: since.map(plugin_host::logs::rfc3339),
+        level: request.level.clone(),
+        contains: request.contains.clone(),
+        stream: request.stream.clone(),
+    }
+}
+
+fn mechanism(it: plugin_host::Mechanism) -> api::Mechanism {
+    let plugin_host::Mechanism { resource, limit, means } = it;
+    api::Mechanism { resource: resource.into(), limit, means }
 }
 
 /// One line of a plugin's log.

@@ -4,7 +4,7 @@ use std::time::Duration;
 use std::{collections::BTreeMap, fmt::Display, ops::RangeInclusive, path::PathBuf, str::FromStr};
 
 use multiaddr::Multiaddr;
-use plugin_host::GroupConfig;
+use plugin_host::{CgroupPolicy, GroupConfig};
 use protocol::{
     document::{self, Fields, Mistake, Mistakes, Value},
     id::NetworkName,
@@ -36,6 +36,7 @@ pub struct ConfigFile {
     pub landlock: Option<bool>,
     /// Whether plugins' system calls must be filtered.
     pub seccomp: Option<bool>,
+    pub cgroups: Option<CgroupPolicy>,
     pub supervision: Supervision,
     pub routing: router::Policies,
     pub services: BTreeMap<String, Service>,
@@ -187,6 +188,13 @@ impl Reader {
         };
         let (namespaces, landlock) = (layer("namespaces"), layer("landlock"));
         let seccomp = layer("seccomp");
+        let policies = [
+            ("auto", CgroupPolicy::Auto),
+            ("required", CgroupPolicy::Required),
+            ("off", CgroupPolicy::Off),
+        ];
+        let cgroups = fields.take("cgroups");
+        self.file.cgroups = cgroups.and_then(|(node, at)| self.found.choice(&node, &at, &policies));
         self.file.namespaces = namespaces;
         self.file.landlock = landlock;
         self.file.seccomp = seccomp;
@@ -317,7 +325,7 @@ mod tests {
         assert_eq!((identity.port, identity.instances), (Some(8081), None));
         assert_eq!(identity.unix_socket, Some("/tmp/blackhole-identity.sock".into()));
         assert_eq!(identity.restart_policy, Some(RestartWhen::Always));
-        assert_eq!(identity.resources.memory_mb, Some(512));
+        assert_eq!(identity.resources.memory_bytes, Some(512 << 20));
         assert_eq!(identity.resources.cpu_percent, Some(100));
         assert_eq!(identity.part["resources"]["memory"], "512MB");
         for key in ["listenAddrs", "services.storage", "wsPort", "tracingEndpoint"] {
@@ -361,7 +369,7 @@ mod tests {
         let shop = &file.groups["shop"];
         assert_eq!(shop.strategy, plugin_host::Strategy::RestForOne);
         assert_eq!(shop.members, ["kv", "web"]);
-        assert_eq!(shop.resources.memory_mb, Some(1_024));
+        assert_eq!(shop.resources.memory_bytes, Some(1 << 30));
         let twice = format!("{text}  other:\n    members: [web]\n");
         let told = ConfigFile::parse(&twice).expect_err("twice");
         assert!(told[0].to_string().contains("web is in group shop already"), "{told:?}");

@@ -11,7 +11,7 @@ mod supervise;
 use std::{collections::BTreeMap, net::SocketAddr, path::PathBuf, time::Duration};
 
 use multiaddr::Multiaddr;
-use plugin_host::GroupConfig;
+use plugin_host::{CgroupPolicy, GroupConfig};
 use protocol::{
     id::NetworkName,
     manifest::{Resources, Restart, RestartWhen},
@@ -61,6 +61,8 @@ pub struct Settings {
     pub landlock: bool,
     /// Whether plugins' system calls must be filtered.
     pub seccomp: bool,
+    /// Whether limits of plugins may, or must, be held by control groups.
+    pub cgroups: CgroupPolicy,
     /// How plugins are watched.
     pub supervision: Supervision,
     /// How calls of each service are routed.

@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use plugin_host::{GroupConfig, Strategy};
 use protocol::{
-    document::{Fields, Node, Value},
+    document::{Fields, Mistakes, Node, Value},
     manifest::{Defaults, Resources, Restart, RestartWhen, RestartWish},
 };
 
@@ -123,22 +123,32 @@ impl Reader {
 
     /// Paper 004's words for what a manifest says with its own.
     fn resources(&mut self, mut fields: Fields) -> Resources {
-        let megabytes = |bytes: u64| bytes.div_ceil(1 << 20).max(1);
-        let memory = fields.take("memory");
-        let memory = memory.and_then(|(node, at)| self.found.size(&node, &at));
+        let mut size = |key, found: &mut Mistakes| {
+            let (node, at) = fields.take(key)?;
+            found.size(&node, &at)
+        };
+        let memory_bytes = size("memory", &mut self.found);
+        let disk_bytes = size("disk", &mut self.found);
+        let disk_bandwidth = size("disk_bandwidth", &mut self.found);
+        let network_bandwidth = size("network_bandwidth", &mut self.found);
         let cores = fields.take("cpu_cores");
         let cores = cores.and_then(|(node, at)| self.found.positive(&node, &at));
         let files = self.whole_number(&mut fields, "max_files", 1..=1 << 20);
-        let disk = fields.take("disk");
-        disk.and_then(|(node, at)| self.found.size(&node, &at));
+        let processes = self.whole_number(&mut fields, "processes", 1..=1 << 20);
         let seconds = fields.take("cpu_seconds");
-        seconds.and_then(|(node, at)| self.found.positive(&node, &at));
+        let seconds = seconds.and_then(|(node, at)| self.found.positive(&node, &at));
         fields.finish(&mut self.found);
         Resources {
             cpu_percent: cores.map(|cores| (cores * 100.0).ceil().max(1.0) as u32),
-            memory_mb: memory.map(megabytes),
+            cpu_cores: cores.map(|cores| cores.ceil().clamp(1.0, 1_024.0) as u32),
+            cpu_seconds: seconds.map(|seconds| seconds.ceil() as u64),
+            memory_bytes,
             files_max: files.map(|files| files as u64),
-            ..Resources::default()
+            processes_max: processes.map(|count| count as u64),
+            disk_bytes,
+            disk_bandwidth,
+            network_bandwidth,
+            file_size_bytes: None,
         }
     }
 

@@ -59,6 +59,7 @@ impl Program<'_> {
         layers.push("closed-descriptors".into());
         layers.push("clean-environment".into());
         self.enter_working_directory()?;
+        choose_cores(&self.spec.cores)?;
         limit(self.spec.limits)?;
         layers.push("rlimits".into());
         if self.spec.limits.data.is_some() {
@@ -188,7 +189,31 @@ fn limit(limits: Limits) -> Result<(), Refusal> {
     set_limit(Resource::Core, Some(0), "core")?;
     set_limit(Resource::Fsize, limits.file_size, "file size")?;
     set_limit(Resource::Data, limits.data, "memory")?;
-    set_limit(Resource::Nproc, limits.processes, "processes")
+    set_limit(Resource::Nproc, limits.processes, "processes")?;
+    limit_cpu_time(limits)
+}
+
+/// A second between the signal that names the reason and the one that cannot be ignored.
+fn limit_cpu_time(limits: Limits) -> Result<(), Refusal> {
+    let Some(seconds) = limits.cpu_seconds else { return Ok(()) };
+    let most = rustix::process::getrlimit(Resource::Cpu).maximum.unwrap_or(u64::MAX);
+    let limit = Rlimit {
+        current: Some(seconds.min(most)),
+        maximum: Some(seconds.saturating_add(1).min(most)),
+    };
+    rustix::process::setrlimit(Resource::Cpu, limit).layer("rlimits", "CPU time")
+}
+
+/// Source: sched_setaffinity(2).
+fn choose_cores(cores: &[u32]) -> Result<(), Refusal> {
+    if cores.is_empty() {
+        return Ok(());
+    }
+    let mut set = rustix::thread::CpuSet::new();
+    for core in cores.iter().filter(|core| (**core as usize) < rustix::thread::CpuSet::MAX_CPU) {
+        set.set(*core as usize);
+    }
+    rustix::thread::sched_setaffinity(None, &set).layer("cores", "sched_setaffinity")
 }
 
 /// Apart from the other limits, and late: nothing more could be opened below the number of what

@@ -40,6 +40,8 @@ pub struct JailSpec {
     /// What the program sees of the file system. Without namespaces it sees everything, and
     /// Landlock refuses all but the sources of the binds.
     pub root: RootSpec,
+    /// Cores that it may run on; empty leaves all that the host has.
+    pub cores: Vec<u32>,
     /// Resource limits.
     pub limits: Limits,
     /// Two descriptors came with this spec: standard output and standard error. Otherwise the
@@ -106,4 +108,6 @@ pub struct Limits {
     pub data: Option<u64>,
     /// Processes and threads of the plugin together; counted per user namespace.
     pub processes: Option<u64>,
+    /// Seconds of CPU time; then SIGXCPU, and SIGKILL a second later.
+    pub cpu_seconds: Option<u64>,
 }

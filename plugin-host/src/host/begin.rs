@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use protocol::{
-    manifest::{Listen, Manifest, Restart, RestartWhen},
+    manifest::{Listen, Manifest, Resources, Restart, RestartWhen},
     ports::Store,
 };
 use tokio::sync::{mpsc, oneshot, watch};
@@ -15,6 +15,7 @@ use super::{
     loaded::{self, Loaded},
 };
 use crate::{
+    allowance::Allowance,
     config::{GroupConfig, NamespacePolicy},
     lifecycle::State,
     logs::Logs,
@@ -98,9 +99,9 @@ impl Host {
         let mut instances = Vec::new();
         let mut firsts = Vec::new();
         for number in 1..=count {
-            let seen = part.subscribe();
+            let (seen, wish) = (part.subscribe(), &resolved.loaded.limits);
             let (instance, first) =
-                self.start_instance(&resolved.program, number, &logs, seen, proven);
+                self.start_instance(&resolved.program, number, &logs, seen, proven, wish);
             instances.push(instance);
             firsts.push(first);
         }
@@ -132,6 +133,7 @@ impl Host {
         logs: &Logs,
         part: watch::Receiver<Part>,
         proven: bool,
+        wish: &Resources,
     ) -> (Instance, oneshot::Receiver<Outcome>) {
         let inner = &self.inner;
         let plugin = program.manifest.name.as_str();
@@ -141,9 +143,10 @@ impl Host {
         status.number = number;
         status.version = program.manifest.version.to_string();
         status.warnings = plan::warnings(&inner.config, program);
-        let asked = program.manifest.resources.memory_mb;
-        let limit = asked.filter(|_| inner.config.memory_limits);
-        status.memory_limit_bytes = limit.map(|mb| mb << 20);
+        let resources = wish.over(&program.manifest.resources);
+        let allowance = Allowance::new(seat.clone(), Arc::clone(&inner.warden), resources);
+        status.memory_limit_bytes = allowance.memory_limit();
+        status.mechanisms = allowance.mechanisms();
         status.group = group.as_ref().map(|it| (it.name().to_owned(), it.strategy()));
         let (orders, told) = mpsc::channel(ORDERS);
         let (phase, seen) = watch::channel(Phase::FIRST);
@@ -154,6 +157,7 @@ impl Host {
             orders,
             phase: seen,
             group: group.clone(),
+            allowance: allowance.clone(),
             stop: inner.closing.child_token(),
             ended: CancellationToken::new(),
         };
@@ -161,6 +165,7 @@ impl Host {
             config: Arc::clone(&inner.config),
             program: Arc::clone(program),
             seat,
+            allowance,
             spawner: inner.spawner.clone(),
             channels: Arc::clone(&inner.channels),
             door: Arc::clone(&inner.door),
@@ -335,6 +340,9 @@ impl Inner {
             cpu_percent: 0.0,
             threads: 0,
             open_files: 0,
+            disk_bytes: 0,
+            mechanisms: Vec::new(),
+            over_limit: 0,
             layers: Vec::new(),
             isolation: isolation.into(),
             source: source.into(),
@@ -370,6 +378,11 @@ impl Inner {
             orders: mpsc::channel(1).0,
             phase: watch::channel(Phase { state, ..Phase::FIRST }).1,
             group: None,
+            allowance: Allowance::new(
+                Seat::new(name, 1, None),
+                Arc::clone(&self.warden),
+                Resources::default(),
+            ),
             stop: CancellationToken::new(),
             ended,
         };

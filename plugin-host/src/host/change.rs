@@ -2,12 +2,12 @@
 
 use std::{sync::Arc, time::Duration};
 
-use protocol::ports::StoreError;
+use protocol::{manifest::Resources, ports::StoreError};
 
 use super::{
     Host,
     entry::{Entry, Instance},
-    loaded,
+    loaded::{self, Loaded},
 };
 use crate::{
     lifecycle::State,
@@ -94,6 +94,30 @@ impl Host {
         Ok(())
     }
 
+    /// Changes what a plugin may use, on every instance and without a restart; what `wish` does not
+    /// name stays. Remembered. Where one instance cannot have it, the error says which, and those
+    /// before it have it already.
+    pub async fn limit(&self, name: &str, wish: Resources) -> Result<PluginStatus, ChangeError> {
+        let entry = self.entry(name)?;
+        let _one_at_a_time = entry.life.change().await;
+        let entry = self.same(name, &entry)?;
+        for instance in &entry.instances {
+            let allowance = instance.allowance.clone();
+            let changed = tokio::task::spawn_blocking(move || allowance.change(&wish)).await;
+            let refused = |error: &dyn std::fmt::Display| {
+                LoadError::Invalid(format!("{}: limits stay as they are: {error}", instance.key))
+            };
+            changed.map_err(|error| refused(&error))?.map_err(|error| refused(&error))?;
+            let mut status = instance.status.lock();
+            status.memory_limit_bytes = instance.allowance.memory_limit();
+            status.mechanisms = instance.allowance.mechanisms();
+        }
+        let mut remembered = entry.loaded.clone();
+        remembered.limits = wish.over(&remembered.limits);
+        self.keep(name, &entry, remembered).await.map_err(LoadError::Store)?;
+        Ok(self.info(name)?)
+    }
+
     async fn shrink(&self, name: &str, entry: &Entry, wanted: usize) {
         let surplus = &entry.instances[wanted..];
         // All are told before any is awaited.
@@ -126,8 +150,8 @@ impl Host {
             };
             for number in now.instances.len() + 1..=wanted {
                 let number = number as u32;
-                let part = now.part.subscribe();
-                let started = self.start_instance(&program, number, &now.logs, part, false);
+                let (part, wish) = (now.part.subscribe(), now.loaded.limits);
+                let started = self.start_instance(&program, number, &now.logs, part, false, &wish);
                 now.instances.push(started.0);
                 firsts.push(started.1);
             }
@@ -145,6 +169,11 @@ impl Host {
     ) -> Result<(), StoreError> {
         let mut remembered = entry.loaded.clone();
         remembered.instances = Some(count);
+        self.keep(name, entry, remembered).await
+    }
+
+    /// What is to be loaded again by the next host.
+    async fn keep(&self, name: &str, entry: &Entry, remembered: Loaded) -> Result<(), StoreError> {
         self.with(name, entry, |entry| entry.loaded = remembered.clone());
         if entry.keep {
             remembered.remember(&self.inner.store, name).await?;
@@ -173,7 +202,9 @@ impl Host {
             return Ok(outcome.await.unwrap_or_else(|_| Err("the node is shutting down".into())));
         };
         let (part, number) = (entry.part.subscribe(), place as u32 + 1);
-        let (instance, first) = self.start_instance(&program, number, &entry.logs, part, false);
+        let wish = &entry.loaded.limits;
+        let (instance, first) =
+            self.start_instance(&program, number, &entry.logs, part, false, wish);
         if let Some(group) = &entry.instances[place].group {
             group.leave(&entry.instances[place].orders);
         }

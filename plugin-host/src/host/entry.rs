@@ -14,6 +14,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::{begin::Part, loaded::Loaded};
 use crate::{
+    allowance::Allowance,
     lifecycle::State,
     logs::Logs,
     plugin::{Order, Phase},
@@ -47,6 +48,7 @@ pub(super) struct Instance {
     pub(super) orders: mpsc::Sender<Order>,
     pub(super) phase: watch::Receiver<Phase>,
     pub(super) group: Option<Arc<Group>>,
+    pub(super) allowance: Allowance,
     pub(super) stop: CancellationToken,
     /// Cancelled when its supervisor has ended and nothing of it is left.
     pub(super) ended: CancellationToken,
@@ -160,6 +162,8 @@ fn together(instances: &[PluginStatus]) -> PluginStatus {
         all.cpu_percent += one.cpu_percent;
         all.threads += one.threads;
         all.open_files += one.open_files;
+        all.disk_bytes += one.disk_bytes;
+        all.over_limit += one.over_limit;
         if all.reason.is_empty() && !one.reason.is_empty() {
             all.reason = format!("instance {} is {}: {}", one.number, one.state, one.reason);
         }

@@ -2,7 +2,10 @@
 
 use std::sync::Arc;
 
-use protocol::ports::{Store, StoreError};
+use protocol::{
+    manifest::Resources,
+    ports::{Store, StoreError},
+};
 use serde::{Deserialize, Serialize};
 
 use crate::status::{LoadRequest, Overrides, Source};
@@ -19,6 +22,9 @@ pub(super) struct Loaded {
     /// What was asked for when it was loaded or scaled; `None` leaves it to the manifest.
     #[serde(default)]
     pub(super) instances: Option<u32>,
+    /// What the operator gave it instead of what its manifest asks for.
+    #[serde(default)]
+    pub(super) limits: Resources,
     /// The operator's word; not remembered, for its place is the configuration.
     #[serde(skip)]
     pub(super) overrides: Overrides,
@@ -26,7 +32,14 @@ pub(super) struct Loaded {
 
 impl Loaded {
     pub(super) fn new(source: Source, name: Option<String>, instances: Option<u32>) -> Self {
-        Self { v: 1, source, name, instances, overrides: Overrides::default() }
+        Self {
+            v: 1,
+            source,
+            name,
+            instances,
+            limits: Resources::default(),
+            overrides: Overrides::default(),
+        }
     }
 
     /// What is asked for.

@@ -15,6 +15,7 @@ use tokio_util::task::AbortOnDropHandle;
 
 use super::{Captures, Run, Supervisor, meet::Met};
 use crate::{
+    allowance::Allotted,
     channel::{Address, Channel, Listener},
     lifecycle::Step,
     logs::{self, LogStream},
@@ -52,7 +53,9 @@ impl Supervisor {
         })?;
         let context = &self.context;
         let (config, program, seat) = (&context.config, &context.program, &context.seat);
-        let spec = plan::jail(config, program, seat, &instance.to_string());
+        let mut spec = plan::jail(config, program, seat, &instance.to_string());
+        let allotted = self.allot().await?;
+        let layers = allotted.apply(&mut spec);
         let user = spec.outside_id;
         let (start, output) = Process::start(&context.spawner)?;
         let pid = Arc::new(AtomicU32::new(0));
@@ -66,10 +69,11 @@ impl Supervisor {
         };
         drop(turn);
         pid.store(process.pid, Ordering::Relaxed);
+        context.allowance.started(process.init);
         {
             let mut status = self.context.status.lock();
             status.pid = Some(process.pid);
-            status.layers.clone_from(&process.layers);
+            status.layers = [layers.as_slice(), process.layers.as_slice()].concat();
         }
         self.step(Step::Started, "starting");
         let channel = Channel::new(&self.name(), self.address(&process, user));
@@ -95,6 +99,14 @@ impl Supervisor {
         Ok(run)
     }
 
+    /// Makes the control group of this run.
+    async fn allot(&self) -> Result<Allotted, StartFailure> {
+        let allowance = self.context.allowance.clone();
+        let failed = |error: &dyn std::fmt::Display| StartFailure::new("cgroup", error);
+        let begun = tokio::task::spawn_blocking(move || allowance.begin()).await;
+        begun.map_err(|error| failed(&error))?.map_err(|error| failed(&error))
+    }
+
     /// Waits for readiness. Ok tells whether it can be probed.
     async fn until_ready(
         &self,
@@ -109,7 +121,8 @@ impl Supervisor {
         let answer = tokio::select! {
             biased;
             end = process.ended() => {
-                return Err(format!("it ended before it was ready: {end}"));
+                let reason = format!("it ended before it was ready: {end}");
+                return Err(self.because_of_limits(end, reason));
             }
             answer = timeout_at(deadline.into(), ready::wait(channel, service, &mut last)) => {
                 answer

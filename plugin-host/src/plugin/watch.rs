@@ -12,11 +12,12 @@ use tokio::{
 
 use super::{Order, Run, Supervisor, told};
 use crate::{
-    beat,
+    allowance, beat,
     channel::Channel,
     config::HealthCheck,
     contract,
     lifecycle::Step,
+    limits::Size,
     process::{End, Process},
     ready::{self, Health},
     stats::Sampler,
@@ -43,6 +44,8 @@ enum Over {
     Ordered(Order),
     Ended(End),
     Unhealthy(String),
+    /// It used more than it may, and is to be ended for it.
+    Exceeded(String),
 }
 
 impl Supervisor {
@@ -55,15 +58,15 @@ impl Supervisor {
             end = run.process.ended() => Over::Ended(end),
             order = told(orders) => Over::Ordered(order),
             reason = self.watch_health(&run) => Over::Unhealthy(reason),
-            () = self.watch_stats(&run) => unreachable!("sampling never ends"),
+            reason = self.watch_use(&run) => Over::Exceeded(reason),
             () = self.watch_figures(&run) => unreachable!("asking never ends"),
             () = self.watch_part(&run) => unreachable!("changes never end"),
         };
         let reason = match &over {
             Over::Stopped => "unloaded".to_owned(),
             Over::Ordered(order) => order.why().to_owned(),
-            Over::Ended(end) => format!("it ended: {end}"),
-            Over::Unhealthy(reason) => reason.clone(),
+            Over::Ended(end) => self.because_of_limits(*end, format!("it ended: {end}")),
+            Over::Unhealthy(reason) | Over::Exceeded(reason) => reason.clone(),
         };
         // First nobody new comes, then what is there is finished.
         self.context.channels.remove(run.instance);
@@ -71,7 +74,7 @@ impl Supervisor {
         match &over {
             Over::Stopped | Over::Ordered(_) => self.step(Step::Drain, &reason),
             Over::Unhealthy(_) => self.step(Step::BecameUnhealthy, &reason),
-            Over::Ended(_) => {}
+            Over::Ended(_) | Over::Exceeded(_) => {}
         }
         self.gone(run.instance, &reason).await;
         let grace = self.stop_grace();
@@ -81,7 +84,7 @@ impl Supervisor {
                 process.stop(Duration::ZERO).await;
                 Watched::Ended { clean: end.is_clean(), reason }
             }
-            Over::Unhealthy(_) => {
+            Over::Unhealthy(_) | Over::Exceeded(_) => {
                 process.stop(grace / 2).await;
                 Watched::Ended { clean: false, reason }
             }
@@ -165,19 +168,69 @@ impl Supervisor {
         }
     }
 
-    async fn watch_stats(&self, run: &Run) {
+    /// Samples what it uses. Ends with a reason once that is more than it may.
+    async fn watch_use(&self, run: &Run) -> String {
+        let allowance = &self.context.allowance;
         let mut sampler = Sampler::new(run.process.init);
         let chance = rand::random::<f64>();
+        let mut refused = 0;
         loop {
             let sample = sampler.sample(Instant::now());
+            let own = self.paths.own();
+            // As many files as it likes: not on a thread that serves others.
+            let disk = tokio::task::spawn_blocking(move || allowance::disk_use(&own)).await;
+            let disk = disk.unwrap_or(0);
+            let counts = allowance.counts();
             {
                 let mut status = self.context.status.lock();
                 status.memory_bytes = sample.memory_bytes;
                 status.cpu_percent = sample.cpu_percent;
                 status.threads = sample.threads;
                 status.open_files = sample.open_files;
+                status.disk_bytes = disk;
+                status.over_limit += counts.refused_forks.saturating_sub(refused);
+            }
+            if counts.refused_forks > refused {
+                let now = counts.refused_forks - refused;
+                refused = counts.refused_forks;
+                self.warn(&format!(
+                    "processes: it may have no more, and was refused {now}; the node and its other \
+                     plugins are unaffected"
+                ));
+            }
+            let most = allowance.disk_limit();
+            if disk > most {
+                self.context.status.lock().over_limit += 1;
+                let (disk, most) = (Size(disk), Size(most));
+                return format!("disk: its own directories hold {disk}, and may hold {most}");
             }
             sleep_until(self.due(self.context.config.stats_interval, chance).into()).await;
+        }
+    }
+
+    /// Why a run ended, where a limit is the reason; otherwise `reason`.
+    pub(super) fn because_of_limits(&self, end: End, reason: String) -> String {
+        const OUT_OF_CPU_TIME: i32 = 24;
+        const FILE_TOO_LARGE: i32 = 25;
+        let allowance = &self.context.allowance;
+        let cause = if end.is_clean() {
+            None
+        } else if allowance.counts().oom_kills > 0 {
+            let most = allowance.memory_limit().map(|most| Size(most).to_string());
+            Some(format!("OOM: it wanted more than {} of memory", most.unwrap_or_default()))
+        } else if end.signal == Some(OUT_OF_CPU_TIME) {
+            Some("cpu_seconds: it used the CPU time that it may".into())
+        } else if end.signal == Some(FILE_TOO_LARGE) {
+            Some("file_size: it wrote a larger file than it may".into())
+        } else {
+            None
+        };
+        match cause {
+            Some(cause) => {
+                self.context.status.lock().over_limit += 1;
+                format!("{cause}; {reason}")
+            }
+            None => reason,
         }
     }
 

@@ -249,21 +249,47 @@ fn platform(text: &str) -> Result<String, String> {
 
 fn resources(node: Node, at: &str, mistakes: &mut Mistakes) -> Resources {
     let Some(mut fields) = mistakes.map(node, at) else { return Resources::default() };
-    let mut number = |key, most, mistakes: &mut Mistakes| {
-        let found = fields.take(key);
-        found.and_then(|(node, at)| mistakes.integer(&node, &at, 1..=most))
-    };
     let resources = Resources {
         // 1,024 cores.
-        cpu_percent: number("cpu", 102_400, mistakes).map(|percent| percent as u32),
-        // 64 TiB.
-        memory_mb: number("memory", 64 << 20, mistakes).map(|mb| mb as u64),
-        files_max: number("max_files", 1 << 20, mistakes).map(|files| files as u64),
-        file_size_mb: number("file_size", 64 << 20, mistakes).map(|mb| mb as u64),
-        processes_max: number("processes", 1 << 20, mistakes).map(|count| count as u64),
+        cpu_percent: count(&mut fields, "cpu", 102_400, mistakes).map(|percent| percent as u32),
+        cpu_cores: count(&mut fields, "cpu_cores", 1_024, mistakes).map(|cores| cores as u32),
+        cpu_seconds: count(&mut fields, "cpu_seconds", 1 << 32, mistakes),
+        memory_bytes: megabytes(&mut fields, "memory", mistakes),
+        files_max: count(&mut fields, "max_files", 1 << 20, mistakes),
+        file_size_bytes: megabytes(&mut fields, "file_size", mistakes),
+        processes_max: count(&mut fields, "processes", 1 << 20, mistakes),
+        disk_bytes: megabytes(&mut fields, "disk", mistakes),
+        disk_bandwidth: megabytes(&mut fields, "disk_bandwidth", mistakes),
+        network_bandwidth: megabytes(&mut fields, "network_bandwidth", mistakes),
     };
     fields.finish(mistakes);
     resources
+}
+
+fn count(
+    fields: &mut Fields,
+    key: &'static str,
+    most: i64,
+    mistakes: &mut Mistakes,
+) -> Option<u64> {
+    let (node, at) = fields.take(key)?;
+    mistakes.integer(&node, &at, 1..=most).map(|count| count as u64)
+}
+
+/// A number of megabytes, as paper 003 has it, or a size with its unit, as paper 004 has it.
+fn megabytes(fields: &mut Fields, key: &'static str, mistakes: &mut Mistakes) -> Option<u64> {
+    /// 64 TiB.
+    const MOST: i64 = 64 << 20;
+    let (node, at) = fields.take(key)?;
+    if matches!(node.value, Value::Text(_)) {
+        let bytes = mistakes.size(&node, &at)?;
+        if bytes == 0 || bytes > (MOST as u64) << 20 {
+            mistakes.note(node.line, &at, "a size from 1 byte to 64 TiB is needed");
+            return None;
+        }
+        return Some(bytes);
+    }
+    mistakes.integer(&node, &at, 1..=MOST).map(|mb| (mb as u64) << 20)
 }
 
 /// `NAME`, `NAME REQUIREMENT`, or a map of both.

@@ -245,18 +245,29 @@ impl fmt::Display for Permission {
 }
 
 /// What a plugin may use; `None` leaves the host's default.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, serde::Serialize, serde::Deserialize)]
+#[serde(default)]
 pub struct Resources {
     /// Percent of one core.
     pub cpu_percent: Option<u32>,
-    /// Megabytes (2^20 bytes).
-    pub memory_mb: Option<u64>,
+    /// Cores it may run on.
+    pub cpu_cores: Option<u32>,
+    /// Seconds of CPU time that each of its processes may use in all.
+    pub cpu_seconds: Option<u64>,
+    /// Bytes of memory, all its processes together.
+    pub memory_bytes: Option<u64>,
     /// Open descriptors per process.
     pub files_max: Option<u64>,
-    /// Megabytes of the largest file it may write.
-    pub file_size_mb: Option<u64>,
+    /// Bytes of the largest file it may write.
+    pub file_size_bytes: Option<u64>,
     /// Processes and threads together.
     pub processes_max: Option<u64>,
+    /// Bytes on disk in the directories that are its own.
+    pub disk_bytes: Option<u64>,
+    /// Bytes per second from and to disk, each.
+    pub disk_bandwidth: Option<u64>,
+    /// Bytes per second through the network, both ways together.
+    pub network_bandwidth: Option<u64>,
 }
 
 impl Resources {
@@ -264,10 +275,15 @@ impl Resources {
     pub fn over(&self, other: &Self) -> Self {
         Self {
             cpu_percent: self.cpu_percent.or(other.cpu_percent),
-            memory_mb: self.memory_mb.or(other.memory_mb),
+            cpu_cores: self.cpu_cores.or(other.cpu_cores),
+            cpu_seconds: self.cpu_seconds.or(other.cpu_seconds),
+            memory_bytes: self.memory_bytes.or(other.memory_bytes),
             files_max: self.files_max.or(other.files_max),
-            file_size_mb: self.file_size_mb.or(other.file_size_mb),
+            file_size_bytes: self.file_size_bytes.or(other.file_size_bytes),
             processes_max: self.processes_max.or(other.processes_max),
+            disk_bytes: self.disk_bytes.or(other.disk_bytes),
+            disk_bandwidth: self.disk_bandwidth.or(other.disk_bandwidth),
+            network_bandwidth: self.network_bandwidth.or(other.network_bandwidth),
         }
     }
 }

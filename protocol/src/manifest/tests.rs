@@ -44,7 +44,7 @@ fn the_papers_echo_manifest_loads_unchanged() {
     assert_eq!(manifest.capabilities, ["computation"]);
     assert_eq!(manifest.permissions, [Permission::Network]);
     assert_eq!(manifest.resources.cpu_percent, Some(50));
-    assert_eq!(manifest.resources.memory_mb, Some(100));
+    assert_eq!(manifest.resources.memory_bytes, Some(100 << 20));
     assert_eq!(manifest.isolation, Isolation::Process);
     assert!(manifest.dependencies.is_empty());
     assert_eq!(manifest.entrypoint, None);

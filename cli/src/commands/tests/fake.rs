@@ -151,6 +151,14 @@ impl Admin for FakeNode {
         Ok(Response::new(Plugin { instances: (1..=count).map(one).collect(), ..counter() }))
     }
 
+    async fn plugin_limit(
+        &self,
+        request: Request<PluginLimitRequest>,
+    ) -> Result<Response<Plugin>, Status> {
+        known(&request.get_ref().name)?;
+        Ok(Response::new(counter()))
+    }
+
     async fn services(
         &self,
         _: Request<ServicesRequest>,

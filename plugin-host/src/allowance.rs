@@ -1,0 +1,360 @@
+//! What one instance may use at this moment: shared by its supervisor, which starts and ends it,
+//! and by the operator, who changes it while it runs.
+
+use std::{
+    io,
+    path::{Path, PathBuf},
+    sync::Arc,
+};
+
+use parking_lot::Mutex;
+use protocol::manifest::Resources;
+use rustix::process::{Pid, Resource, Rlimit, prlimit};
+
+use crate::{
+    cgroup::{Cage, Controller, Counts, Groups},
+    config::{CgroupPolicy, HostConfig, NamespacePolicy},
+    limits::{self, Means, Mechanism, Need, Plan, Size},
+    seat::Seat,
+    stats,
+};
+use launcher::JailSpec;
+
+/// Directories and files that are looked at when disk use is measured; what lies beyond is not
+/// counted, so that a plugin's own tree cannot cost the node its time.
+const ENTRIES_MAX: usize = 10_000;
+
+/// The control groups and means of a host, and how it gives them out.
+pub(crate) struct Warden {
+    pub(crate) groups: Groups,
+    means: Means,
+    group_needs: Vec<(String, Vec<Need>)>,
+}
+
+impl Warden {
+    /// Looks at what this host has, and ends what an earlier one left. Blocks.
+    pub(crate) fn open(config: &HostConfig) -> io::Result<Self> {
+        let groups = match config.cgroups {
+            CgroupPolicy::Off => Groups::off(),
+            CgroupPolicy::Auto | CgroupPolicy::Required => Groups::open(&config.run_dir),
+        };
+        if let (CgroupPolicy::Required, Some(missing)) = (config.cgroups, &groups.missing) {
+            return Err(io::Error::other(missing.clone()));
+        }
+        let means = Means {
+            memory: groups.offers(Controller::Memory),
+            cpu: groups.offers(Controller::Cpu),
+            pids: groups.offers(Controller::Pids),
+            io: groups.offers(Controller::Io),
+            device: device(&config.data_dir),
+            own_users: config.namespaces == NamespacePolicy::Required,
+            egress: config.namespaces == NamespacePolicy::Required,
+            memory_limits: config.memory_limits,
+            cores: std::thread::available_parallelism().map_or(1, |n| n.get() as u32),
+        };
+        let group_needs = config
+            .groups
+            .iter()
+            .map(|(name, group)| (name.clone(), limits::plan(&group.resources, &means).needs))
+            .collect();
+        Ok(Self { groups, means, group_needs })
+    }
+
+    fn cage(&self, seat: &Seat, plan: &Plan) -> io::Result<Option<Cage>> {
+        let shared = seat.group.as_deref().map(|name| {
+            let needs = self.group_needs.iter().find(|(known, _)| known == name);
+            (name, needs.map(|(_, needs)| needs.as_slice()).unwrap_or_default())
+        });
+        // A group without limits of its own is no level of the tree.
+        let shared = shared.filter(|(_, needs)| !needs.is_empty());
+        Cage::new(&self.groups, shared, &seat.key(), &plan.needs)
+    }
+}
+
+/// The device that holds `path`, if it is a block device.
+fn device(path: &Path) -> Option<(u32, u32)> {
+    let found = path.ancestors().find_map(|path| rustix::fs::stat(path).ok())?;
+    let (major, minor) = (rustix::fs::major(found.st_dev), rustix::fs::minor(found.st_dev));
+    // Major 0 are file systems without a device: tmpfs, overlay, network.
+    (major != 0).then_some((major, minor))
+}
+
+/// What one instance may use. Clones are the same allowance.
+#[derive(Clone)]
+pub(crate) struct Allowance {
+    inner: Arc<Inner>,
+}
+
+struct Inner {
+    seat: Seat,
+    warden: Arc<Warden>,
+    state: Mutex<State>,
+}
+
+struct State {
+    resources: Resources,
+    plan: Plan,
+    live: Option<Live>,
+}
+
+/// A run in its control group.
+struct Live {
+    cage: Option<Arc<Cage>>,
+    /// The first process of its jail, once there is one.
+    init: Option<u32>,
+}
+
+/// What a start needs of an allowance.
+pub(crate) struct Allotted {
+    plan: Plan,
+    cgroup: Vec<PathBuf>,
+    layers: Vec<String>,
+    cores: Vec<u32>,
+    /// What run-times are told, so that they do not make a thread for every core they see.
+    cores_told: Option<u32>,
+}
+
+impl Allotted {
+    /// Puts it into a jail's specification; gives the layers that it adds.
+    pub(crate) fn apply(self, spec: &mut JailSpec) -> Vec<String> {
+        spec.limits = self.plan.rlimits;
+        spec.cgroup = self.cgroup;
+        spec.cores = self.cores;
+        for name in CORES_TOLD.into_iter().filter(|_| self.cores_told.is_some()) {
+            // What the manifest says of itself stays.
+            if spec.env.iter().all(|(known, _)| known != name) {
+                let cores = self.cores_told.unwrap_or(1).to_string();
+                spec.env.push((name.into(), cores));
+            }
+        }
+        self.layers
+    }
+}
+
+/// How run-times learn how many cores they have: Go, OpenMP (NumPy and its like), Rust's rayon and
+/// tokio, Julia.
+const CORES_TOLD: [&str; 5] = [
+    "GOMAXPROCS",
+    "OMP_NUM_THREADS",
+    "RAYON_NUM_THREADS",
+    "TOKIO_WORKER_THREADS",
+    "JULIA_NUM_THREADS",
+];
+
+/// `count` of the cores this process may run on, beginning at one that differs from instance to
+/// instance.
+fn choose_cores(key: &str, count: u32) -> Vec<u32> {
+    use std::hash::{Hash, Hasher};
+    let Ok(may) = rustix::thread::sched_getaffinity(None) else { return Vec::new() };
+    let most = rustix::thread::CpuSet::MAX_CPU;
+    let may: Vec<u32> = (0..most).filter(|core| may.is_set(*core)).map(|it| it as u32).collect();
+    let mut hasher = std::hash::DefaultHasher::new();
+    key.hash(&mut hasher);
+    let first = hasher.finish() as usize;
+    (0..may.len().min(count as usize)).map(|n| may[(first + n) % may.len()]).collect()
+}
+
+impl Allowance {
+    pub(crate) fn new(seat: Seat, warden: Arc<Warden>, resources: Resources) -> Self {
+        let plan = limits::plan(&resources, &warden.means);
+        let state = Mutex::new(State { resources, plan, live: None });
+        Self { inner: Arc::new(Inner { seat, warden, state }) }
+    }
+
+    /// The limits and how each is held.
+    pub(crate) fn mechanisms(&self) -> Vec<Mechanism> {
+        self.inner.state.lock().plan.mechanisms.clone()
+    }
+
+    /// Bytes of memory it may use.
+    pub(crate) fn memory_limit(&self) -> Option<u64> {
+        let state = self.inner.state.lock();
+        state.resources.memory_bytes.filter(|_| self.inner.warden.means.memory_limits)
+    }
+
+    /// Bytes on disk that its own directories may hold.
+    pub(crate) fn disk_limit(&self) -> u64 {
+        self.inner.state.lock().resources.disk_bytes.unwrap_or(limits::DISK_DEFAULT)
+    }
+
+    /// Bytes per second through the network.
+    pub(crate) fn network_bandwidth(&self) -> Option<u64> {
+        self.inner.state.lock().resources.network_bandwidth
+    }
+
+    /// Makes the control group of the next run. Blocks.
+    pub(crate) fn begin(&self) -> io::Result<Allotted> {
+        let (plan, cores_told) = {
+            let state = self.inner.state.lock();
+            (state.plan.clone(), state.resources.cpu_cores)
+        };
+        let key = self.inner.seat.key();
+        let cores = plan.cores.map(|count| choose_cores(&key, count)).unwrap_or_default();
+        let cage = self.inner.warden.cage(&self.inner.seat, &plan)?.map(Arc::new);
+        let cgroup = cage.as_ref().map(|cage| cage.directories()).unwrap_or_default();
+        let layers = cage.as_ref().map(|cage| cage.layers()).unwrap_or_default();
+        self.inner.state.lock().live = Some(Live { cage, init: None });
+        Ok(Allotted { plan, cgroup, layers, cores, cores_told })
+    }
+
+    /// The run has processes, below `init`.
+    pub(crate) fn started(&self, init: u32) {
+        if let Some(live) = &mut self.inner.state.lock().live {
+            live.init = Some(init);
+        }
+    }
+
+    /// What limits did to this run so far.
+    pub(crate) fn counts(&self) -> Counts {
+        let cage = self.live_cage();
+        cage.map(|cage| cage.counts()).unwrap_or_default()
+    }
+
+    /// Bytes of memory in use by the run, where its control group counts them.
+    pub(crate) fn memory(&self) -> Option<u64> {
+        self.live_cage()?.memory()
+    }
+
+    fn live_cage(&self) -> Option<Arc<Cage>> {
+        self.inner.state.lock().live.as_ref()?.cage.clone()
+    }
+
+    /// Ends the run's control group, with whatever is left in it, and tells what limits did.
+    /// Blocks.
+    pub(crate) fn end(&self) -> Counts {
+        let Some(live) = self.inner.state.lock().live.take() else { return Counts::default() };
+        let Some(cage) = live.cage else { return Counts::default() };
+        let counts = cage.counts();
+        if let Err(error) = cage.end() {
+            tracing::warn!(instance = %self.inner.seat.key(), %error, "control group is left");
+        }
+        counts
+    }
+
+    /// Changes what `wish` names, at once where it runs and for every later start. Blocks. On
+    /// error nothing has changed.
+    pub(crate) fn change(&self, wish: &Resources) -> io::Result<()> {
+        let (resources, live, init) = {
+            let state = self.inner.state.lock();
+            let live = state.live.as_ref();
+            let cage = live.and_then(|live| live.cage.clone());
+            (wish.over(&state.resources), cage, live.and_then(|live| live.init))
+        };
+        if let (Some(wanted), Some(used)) = (wish.memory_bytes, self.memory())
+            && wanted < used
+        {
+            let (wanted, used) = (Size(wanted), Size(used));
+            return Err(io::Error::other(format!(
+                "memory: it uses {used} now, and {wanted} would end it at once; restart it first"
+            )));
+        }
+        let plan = limits::plan(&resources, &self.inner.warden.means);
+        if let Some(init) = init {
+            let cage = self.adapt(live, &plan, init)?;
+            set_rlimits(init, &plan)?;
+            if let Some(live) = &mut self.inner.state.lock().live {
+                live.cage = cage;
+            }
+        }
+        let mut state = self.inner.state.lock();
+        state.resources = resources;
+        state.plan = plan;
+        Ok(())
+    }
+
+    /// Puts the plan's needs in force on a run; moves it into a control group where it had none
+    /// for them.
+    fn adapt(
+        &self,
+        cage: Option<Arc<Cage>>,
+        plan: &Plan,
+        init: u32,
+    ) -> io::Result<Option<Arc<Cage>>> {
+        let covered = |cage: &Arc<Cage>| plan.needs.iter().all(|it| cage.has(it.controller()));
+        match cage {
+            Some(cage) if covered(&cage) => {
+                cage.set(&plan.needs)?;
+                Ok(Some(cage))
+            }
+            None if plan.needs.is_empty() => Ok(None),
+            _ => {
+                let Some(cage) = self.inner.warden.cage(&self.inner.seat, plan)? else {
+                    return Ok(None);
+                };
+                move_all(init, &cage.directories())?;
+                Ok(Some(Arc::new(cage)))
+            }
+        }
+    }
+}
+
+/// Moves a jail's processes into control groups. Children that are made meanwhile follow in a
+/// further round.
+fn move_all(init: u32, directories: &[PathBuf]) -> io::Result<()> {
+    const ROUNDS: usize = 3;
+    for _ in 0..ROUNDS {
+        for pid in std::iter::once(init).chain(stats::descendants(init)) {
+            for directory in directories {
+                match std::fs::write(directory.join("cgroup.procs"), pid.to_string()) {
+                    // It has ended meanwhile.
+                    Err(error) if error.raw_os_error() == Some(SRCH) => {}
+                    moved => moved?,
+                }
+            }
+        }
+    }
+    Ok(())
+}
+
+const SRCH: i32 = rustix::io::Errno::SRCH.raw_os_error();
+
+fn set_rlimits(init: u32, plan: &Plan) -> io::Result<()> {
+    let limits = plan.rlimits;
+    let wanted = [
+        (Resource::Nofile, limits.files),
+        (Resource::Fsize, limits.file_size),
+        (Resource::Data, limits.data),
+        (Resource::Nproc, limits.processes),
+        (Resource::Cpu, limits.cpu_seconds),
+    ];
+    for pid in stats::descendants(init) {
+        let Some(pid) = i32::try_from(pid).ok().and_then(Pid::from_raw) else { continue };
+        for (resource, limit) in wanted {
+            let Some(limit) = limit else { continue };
+            let new = Rlimit { current: Some(limit), maximum: Some(limit) };
+            match prlimit(Some(pid), resource, new) {
+                Ok(_) | Err(rustix::io::Errno::SRCH) => {}
+                Err(error) => {
+                    return Err(io::Error::new(
+                        io::Error::from(error).kind(),
+                        format!("{resource:?} of process {}: {error}", pid.as_raw_nonzero()),
+                    ));
+                }
+            }
+        }
+    }
+    Ok(())
+}
+
+/// Bytes that the files below `directory` take on disk. Symbolic links are not followed.
+pub(crate) fn disk_use(directory: &Path) -> u64 {
+    use std::os::unix::fs::MetadataExt;
+    let mut bytes = 0;
+    let mut entries = 0;
+    let mut waiting = vec![directory.to_path_buf()];
+    while let Some(next) = waiting.pop() {
+        let Ok(listed) = std::fs::read_dir(&next) else { continue };
+        for entry in listed.flatten() {
+            entries += 1;
+            if entries > ENTRIES_MAX {
+                return bytes;
+            }
+            let Ok(metadata) = entry.metadata() else { continue };
+            bytes += metadata.blocks() * 512;
+            if metadata.is_dir() {
+                waiting.push(entry.path());
+            }
+        }
+    }
+    bytes
+}

@@ -1,0 +1,213 @@
+//! The control group of one instance: its limits, what they did, and its end.
+
+use std::{
+    collections::BTreeMap,
+    fs, io,
+    path::{Path, PathBuf},
+};
+
+use super::{Controller, Groups, Version, remove};
+use crate::limits::Need;
+
+/// The period in which a share of CPU time is given out. Source: kernel documentation,
+/// `cgroup-v2.rst`, `cpu.max`; the default of both versions.
+const PERIOD_MICROS: u64 = 100_000;
+
+/// What limits did to a plugin.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub(crate) struct Counts {
+    /// Processes that the kernel killed for want of memory within the limit.
+    pub(crate) oom_kills: u64,
+    /// Times that no further process or thread was allowed.
+    pub(crate) refused_forks: u64,
+}
+
+/// The control group of one instance. Dropping it leaves it; [`Cage::end`] removes it.
+#[derive(Debug)]
+pub(crate) struct Cage {
+    directories: BTreeMap<Controller, (Version, PathBuf)>,
+}
+
+impl Cage {
+    /// Makes the group of `key`, below that of `group` where there is one, with these limits in
+    /// force. `None` where no limit needs one.
+    pub(crate) fn new(
+        groups: &Groups,
+        group: Option<(&str, &[Need])>,
+        key: &str,
+        needs: &[Need],
+    ) -> io::Result<Option<Self>> {
+        let shared = group.map(|(_, needs)| needs).unwrap_or_default();
+        let mut controllers: Vec<Controller> =
+            needs.iter().chain(shared).map(Need::controller).collect();
+        controllers.sort_unstable();
+        controllers.dedup();
+        if controllers.is_empty() {
+            return Ok(None);
+        }
+        let name = group.map(|(name, _)| name);
+        let directories = groups.make(name, key, &controllers)?;
+        for need in shared {
+            if let Some((version, directory)) = directories.get(&need.controller())
+                && let Some(parent) = directory.parent()
+            {
+                write(*version, parent, need)?;
+            }
+        }
+        let cage = Self { directories };
+        cage.set(needs)?;
+        Ok(Some(cage))
+    }
+
+    /// Where a process is written to become part of it.
+    pub(crate) fn directories(&self) -> Vec<PathBuf> {
+        let mut all: Vec<PathBuf> =
+            self.directories.values().map(|(_, directory)| directory.clone()).collect();
+        all.dedup();
+        all
+    }
+
+    /// True where `controller` is in force here.
+    pub(crate) fn has(&self, controller: Controller) -> bool {
+        self.directories.contains_key(&controller)
+    }
+
+    /// The layers it adds, for status.
+    pub(crate) fn layers(&self) -> Vec<String> {
+        let mut layers: Vec<String> =
+            self.directories.values().map(|(version, _)| format!("cgroup-{version}")).collect();
+        layers.dedup();
+        layers
+    }
+
+    /// Puts limits in force; also while processes run in it.
+    pub(crate) fn set(&self, needs: &[Need]) -> io::Result<()> {
+        for need in needs {
+            if let Some((version, directory)) = self.directories.get(&need.controller()) {
+                write(*version, directory, need)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Bytes of memory in use by it, caches included; `None` where it does not count them.
+    pub(crate) fn memory(&self) -> Option<u64> {
+        let (version, directory) = self.directories.get(&Controller::Memory)?;
+        let file = match version {
+            Version::V1 => "memory.usage_in_bytes",
+            Version::V2 => "memory.current",
+        };
+        fs::read_to_string(directory.join(file)).ok()?.trim().parse().ok()
+    }
+
+    /// What limits did so far.
+    pub(crate) fn counts(&self) -> Counts {
+        let number = |controller, v1: (&str, &str), v2: (&str, &str)| {
+            let (version, directory) = self.directories.get(&controller)?;
+            let (file, key) = match version {
+                Version::V1 => v1,
+                Version::V2 => v2,
+            };
+            keyed(&fs::read_to_string(directory.join(file)).ok()?, key)
+        };
+        let oom = number(
+            Controller::Memory,
+            ("memory.oom_control", "oom_kill"),
+            ("memory.events", "oom_kill"),
+        );
+        let forks = number(Controller::Pids, ("pids.events", "max"), ("pids.events", "max"));
+        Counts { oom_kills: oom.unwrap_or(0), refused_forks: forks.unwrap_or(0) }
+    }
+
+    /// Kills whatever is left in it and removes it.
+    pub(crate) fn end(&self) -> io::Result<()> {
+        self.directories().iter().try_for_each(|directory| remove(directory))
+    }
+}
+
+/// The number after `key` in a file of `key number` lines.
+fn keyed(text: &str, key: &str) -> Option<u64> {
+    text.lines().find_map(|line| line.strip_prefix(key)?.strip_prefix(' ')?.trim().parse().ok())
+}
+
+fn write(version: Version, directory: &Path, need: &Need) -> io::Result<()> {
+    let put = |file: &str, text: &str| {
+        fs::write(directory.join(file), text).map_err(|error| {
+            let path = directory.join(file);
+            io::Error::new(error.kind(), format!("write {text} to {}: {error}", path.display()))
+        })
+    };
+    match (version, need) {
+        (Version::V2, Need::Memory(bytes)) => {
+            put("memory.max", &bytes.to_string())?;
+            put("memory.oom.group", "1")?;
+            // A machine without swap has no such file.
+            let _ = put("memory.swap.max", "0");
+            Ok(())
+        }
+        (Version::V1, Need::Memory(bytes)) => memory_v1(directory, *bytes, put),
+        (_, Need::Pids(count)) => put("pids.max", &count.to_string()),
+        (Version::V2, Need::Cpu(percent)) => {
+            put("cpu.max", &format!("{} {PERIOD_MICROS}", quota(*percent)))
+        }
+        (Version::V1, Need::Cpu(percent)) => {
+            put("cpu.cfs_period_us", &PERIOD_MICROS.to_string())?;
+            put("cpu.cfs_quota_us", &quota(*percent).to_string())
+        }
+        (Version::V2, Need::Io { device: (major, minor), bytes_per_second: most }) => {
+            put("io.max", &format!("{major}:{minor} rbps={most} wbps={most}"))
+        }
+        (Version::V1, Need::Io { device: (major, minor), bytes_per_second: most }) => {
+            let rule = format!("{major}:{minor} {most}");
+            put("blkio.throttle.read_bps_device", &rule)?;
+            put("blkio.throttle.write_bps_device", &rule)
+        }
+    }
+}
+
+/// Memory alone and memory with swap must never be in the wrong order: raised from the outer
+/// limit, lowered from the inner one.
+fn memory_v1(
+    directory: &Path,
+    bytes: u64,
+    put: impl Fn(&str, &str) -> io::Result<()>,
+) -> io::Result<()> {
+    const ALONE: &str = "memory.limit_in_bytes";
+    const WITH_SWAP: &str = "memory.memsw.limit_in_bytes";
+    let bytes = bytes.to_string();
+    // A kernel without swap accounting has no such file.
+    let accounted = directory.join(WITH_SWAP).exists();
+    if accounted && put(ALONE, &bytes).is_err() {
+        put(WITH_SWAP, &bytes)?;
+    }
+    put(ALONE, &bytes)?;
+    if accounted {
+        put(WITH_SWAP, &bytes)?;
+    }
+    Ok(())
+}
+
+/// Microseconds of each period. The kernel refuses less than a millisecond.
+fn quota(percent: u32) -> u64 {
+    (PERIOD_MICROS * u64::from(percent) / 100).max(1_000)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn counters_are_found_by_their_whole_name() {
+        let text = "oom_kill_disable 0\nunder_oom 0\noom_kill 3\n";
+        assert_eq!(keyed(text, "oom_kill"), Some(3));
+        assert_eq!(keyed(text, "oom"), None);
+        assert_eq!(keyed("", "max"), None);
+    }
+
+    #[test]
+    fn half_a_core_is_half_of_every_period_and_never_nothing() {
+        assert_eq!(quota(50), PERIOD_MICROS / 2);
+        assert_eq!(quota(200), PERIOD_MICROS * 2);
+        assert!(quota(0) >= 1_000);
+    }
+}

@@ -1,0 +1,194 @@
+//! What a plugin may use, held by the kernel of this machine on real processes.
+
+mod support;
+
+use std::{
+    path::{Path, PathBuf},
+    time::{Duration, Instant},
+};
+
+use blackhole_plugin_host::{
+    CgroupPolicy, ChangeError, Host, PluginStatus, State, logs::LogStream,
+};
+use protocol::manifest::Resources;
+use support::{Door, PATIENCE, World, alive};
+use tokio::time::timeout;
+
+const QUICK: &str = "restart: {policy: never}";
+
+fn manifest(name: &str, resources: &str) -> String {
+    format!("name: {name}\nversion: 1.0.0\nresources: {{{resources}}}\n{QUICK}")
+}
+
+fn script(options: &str) -> String {
+    format!("#!/bin/sh\nexec PROBE {options}\n")
+}
+
+fn means(status: &PluginStatus, resource: &str) -> String {
+    let found = status.mechanisms.iter().find(|it| it.resource == resource);
+    found.unwrap_or_else(|| panic!("{resource}: {status:#?}")).means.clone()
+}
+
+/// Waits until the plugin has ended for good, and tells why.
+async fn end_of(world: &World, name: &str) -> PluginStatus {
+    let mut transitions = world.host.transitions();
+    let begun = Instant::now();
+    loop {
+        let status = world.host.info(name).expect("known");
+        if !status.state.is_alive() {
+            return status;
+        }
+        assert!(begun.elapsed() < PATIENCE, "{name} goes on: {status:#?}");
+        // Also woken now and then: a transition may have come before the subscription.
+        let _ = timeout(Duration::from_millis(50), transitions.recv()).await;
+    }
+}
+
+/// The control groups of this test's host, wherever they are.
+fn groups_of(status: &PluginStatus) -> Vec<PathBuf> {
+    let pid = status.pid.expect("it runs");
+    let text = std::fs::read_to_string(format!("/proc/{pid}/cgroup")).expect("readable");
+    let mine = text.lines().filter_map(|line| {
+        let mut parts = line.splitn(3, ':');
+        let (_, controllers, path) = (parts.next()?, parts.next()?, parts.next()?);
+        let hierarchy = if controllers.is_empty() { "unified" } else { controllers };
+        path.contains("/blackhole-")
+            .then(|| Path::new("/sys/fs/cgroup").join(hierarchy).join(path.trim_start_matches('/')))
+    });
+    mine.collect()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_plugin_over_its_memory_is_ended_and_the_reason_says_so() {
+    let world = World::new().await;
+    let loaded =
+        world.load_manifest(&manifest("glutton", "memory: 64"), &script("--eat 200")).await;
+    let loaded = loaded.expect("it starts within its limit");
+    let ended = end_of(&world, "glutton").await;
+    if means(&loaded, "memory").starts_with("cgroup") {
+        assert!(ended.reason.starts_with("OOM: it wanted more than 64 MiB"), "{}", ended.reason);
+        assert_eq!(ended.over_limit, 1);
+    } else {
+        // Each process by itself: the allocation fails, and the program ends as it likes.
+        assert!(ended.reason.contains("it ended"), "{}", ended.reason);
+    }
+    assert_ne!(ended.state, State::Stopped);
+    let logs = world.host.logs("glutton").expect("kept").tail(0);
+    let said = logs.iter().filter(|record| record.stream == LogStream::Supervisor);
+    assert!(said.into_iter().any(|record| record.message.contains(&ended.reason)), "{logs:#?}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_plugin_over_its_cpu_time_is_ended_and_the_reason_says_so() {
+    let world = World::new().await;
+    let loaded =
+        world.load_manifest(&manifest("burner", "cpu_seconds: 1"), &script("--burn")).await;
+    loaded.expect("it starts");
+    let ended = end_of(&world, "burner").await;
+    assert!(ended.reason.starts_with("cpu_seconds: "), "{}", ended.reason);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_plugin_over_its_disk_is_ended_and_the_reason_says_so() {
+    let world = World::with(|config| config.stats_interval = Duration::from_millis(200)).await;
+    let loaded = world.load_manifest(&manifest("filler", "disk: 1"), &script("--fill 8")).await;
+    loaded.expect("it starts");
+    let ended = end_of(&world, "filler").await;
+    assert!(ended.reason.starts_with("disk: its own directories hold"), "{}", ended.reason);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn limits_change_while_it_runs_and_hold_for_the_next_host() {
+    let mut world = World::new().await;
+    let loaded = world.load_manifest(&manifest("counter", "memory: 256"), &script("")).await;
+    let before = loaded.expect("it starts");
+    let wish =
+        Resources { memory_bytes: Some(128 << 20), files_max: Some(321), ..Resources::default() };
+    let after = world.host.limit("counter", wish).await.expect("changed");
+    assert_eq!((after.pid, after.restarts), (before.pid, 0), "it was not started again");
+    assert_eq!(after.memory_limit_bytes, Some(128 << 20));
+    let pid = after.pid.expect("it runs");
+    let limits = std::fs::read_to_string(format!("/proc/{pid}/limits")).expect("readable");
+    let files = limits.lines().find(|line| line.starts_with("Max open files")).expect("told");
+    assert_eq!(files.split_whitespace().nth(3), Some("321"), "{files}");
+    if means(&after, "memory") == "cgroup v1, all processes together, swap included" {
+        let memory =
+            groups_of(&after).into_iter().find(|path| path.starts_with("/sys/fs/cgroup/memory"));
+        let limit = memory.expect("it has a group").join("memory.limit_in_bytes");
+        assert_eq!(std::fs::read_to_string(limit).expect("readable").trim(), "134217728");
+    }
+
+    let too_little = Resources { memory_bytes: Some(4_096), ..Resources::default() };
+    if means(&after, "memory").starts_with("cgroup") {
+        match world.host.limit("counter", too_little).await {
+            Err(ChangeError::Refused(error)) => {
+                assert!(error.to_string().contains("would end it at once"), "{error}");
+            }
+            other => panic!("{other:?}"),
+        }
+        assert!(alive(pid));
+    }
+
+    world.host.shutdown().await;
+    let (config, store) = (world.config.clone(), world.store.clone());
+    let (next, mut events) =
+        Host::start(config, store, std::sync::Arc::new(Door)).await.expect("starts");
+    world.events.close();
+    timeout(PATIENCE, events.recv()).await.expect("in time").expect("it is loaded again");
+    assert_eq!(next.info("counter").expect("there").memory_limit_bytes, Some(128 << 20));
+    next.shutdown().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn nothing_is_left_of_control_groups() {
+    let world = World::new().await;
+    let loaded = world
+        .load_manifest(&manifest("tenant", "memory: 256, cpu: 50, processes: 64"), &script(""));
+    let status = loaded.await.expect("it starts");
+    let groups = groups_of(&status);
+    let held = status.layers.iter().any(|layer| layer.starts_with("cgroup-"));
+    assert_eq!(held, !groups.is_empty(), "{:?}", status.layers);
+    world.host.unload("tenant").await.expect("unloaded");
+    for group in &groups {
+        assert!(!group.exists(), "{} is left", group.display());
+    }
+    world.host.shutdown().await;
+    for base in groups.iter().filter_map(|group| group.parent()) {
+        assert!(!base.exists(), "{} is left", base.display());
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_host_that_comes_up_ends_what_an_earlier_one_left_in_its_groups() {
+    let world = World::new().await;
+    let loaded = world.load_manifest(&manifest("tenant", "memory: 256"), &script("")).await;
+    let groups = groups_of(&loaded.expect("it starts"));
+    let Some(base) = groups.first().and_then(|group| group.parent()).map(Path::to_path_buf) else {
+        // A host without control groups leaves nothing in them.
+        return;
+    };
+    world.host.shutdown().await;
+    // What a host that was killed at the wrong moment might leave.
+    let left = base.join("left");
+    std::fs::create_dir_all(&left).expect("made");
+    let mut child = std::process::Command::new("sleep").arg("1000").spawn().expect("sleep");
+    std::fs::write(left.join("cgroup.procs"), child.id().to_string()).expect("moved");
+    let (next, _events) =
+        Host::start(world.config.clone(), world.store.clone(), std::sync::Arc::new(Door))
+            .await
+            .expect("starts");
+    let status = child.wait().expect("reaped");
+    assert!(!status.success(), "it was killed: {status}");
+    assert!(!left.exists());
+    next.shutdown().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn without_control_groups_what_is_not_enforced_is_said() {
+    let world = World::with(|config| config.cgroups = CgroupPolicy::Off).await;
+    let loaded = world.load_manifest(&manifest("plain", "memory: 512, cpu: 50"), &script("")).await;
+    let status = loaded.expect("it starts");
+    assert!(means(&status, "memory").starts_with("RLIMIT_DATA"), "{status:#?}");
+    assert!(means(&status, "cpu").starts_with("not enforced"), "{status:#?}");
+    assert!(!status.layers.iter().any(|layer| layer.starts_with("cgroup")), "{status:#?}");
+}

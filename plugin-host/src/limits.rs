@@ -105,7 +105,7 @@ pub(crate) fn plan(asked: &Resources, means: &Means) -> Plan {
     if let Some(most) = asked.network_bandwidth {
         let way = match means.egress {
             true => "egress proxy of the host, token bucket",
-            false => "not enforced: the plugin has the node's own network",
+            false => "not enforced: no egress proxy of the host carries its connections",
         };
         plan.note("network_bandwidth", per_second(most), way);
     }

@@ -26,6 +26,10 @@ impl Host {
         for place in 0..count {
             let entry = self.same(name, &entry)?;
             let Some(instance) = entry.instances.get(place) else { break };
+            if !instance.status.lock().state.is_alive() {
+                // It has ended for good; what is left of it goes before the next begins.
+                instance.ended.cancelled().await;
+            }
             let again = match instance.ended.is_cancelled() {
                 true => self.anew(name, &entry, place).await?,
                 false => again(instance).await,

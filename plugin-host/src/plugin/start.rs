@@ -73,7 +73,9 @@ impl Supervisor {
         {
             let mut status = self.context.status.lock();
             status.pid = Some(process.pid);
-            status.layers = [layers.as_slice(), process.layers.as_slice()].concat();
+            // The launcher says that it joined; which hierarchies those are, the host knows.
+            let built = process.layers.iter().filter(|layer| *layer != "cgroup").cloned();
+            status.layers = layers.into_iter().chain(built).collect();
         }
         self.step(Step::Started, "starting");
         let channel = Channel::new(&self.name(), self.address(&process, user));

@@ -116,6 +116,7 @@ fn limits_are_those_asked_for() {
         file_size: Some(1 << 20),
         data: Some(64 << 20),
         processes: Some(33),
+        cpu_seconds: None,
     };
     let text = output(&spec);
     // -f counts blocks of 512 bytes, -d kilobytes.

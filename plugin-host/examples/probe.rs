@@ -8,6 +8,9 @@
 //! probe host RUN_DIR DATA_DIR [--namespaces-off] [--listen L] [--exec COMMAND… | its own options]
 //! ```
 
+#[path = "probe/dial.rs"]
+mod dial;
+
 use std::{
     convert::Infallible,
     sync::{
@@ -292,6 +295,14 @@ async fn answer(request: http::Request<Body>) -> http::Response<Body> {
             respond(futures::stream::iter(frames), 0, &seen)
         }
         "See" => respond(one(&see()), 0, &seen),
+        "Try" => {
+            let body = request.into_body().collect().await;
+            let message = body.map(http_body_util::Collected::to_bytes).unwrap_or_default();
+            // Past the five bytes before the message.
+            let wish = message.get(5..).unwrap_or_default().to_vec();
+            let tried = tokio::task::spawn_blocking(move || dial::try_it(&wish)).await;
+            respond(one(&tried.unwrap_or_default()), 0, &seen)
+        }
         "Crash" => std::process::abort(),
         "Exit" => std::process::exit(0),
         "Eat" => {
@@ -383,7 +394,12 @@ async fn host(arguments: &[String]) {
 
     struct NoDoor;
     impl MeshDoor for NoDoor {
-        fn open(&self, _: &str, listener: std::os::unix::net::UnixListener) -> Box<dyn Send> {
+        fn open(
+            &self,
+            _: &str,
+            _: Arc<blackhole_plugin_host::permissions::Access>,
+            listener: std::os::unix::net::UnixListener,
+        ) -> Box<dyn Send> {
             Box::new(listener)
         }
     }

@@ -4,7 +4,7 @@ use std::{collections::BTreeMap, ffi::OsString, path::PathBuf, time::Duration};
 
 use protocol::manifest::{Defaults, Resources, Restart};
 
-use crate::{group::Strategy, status::LoadRequest};
+use crate::{group::Strategy, permissions::Policies, status::LoadRequest};
 
 /// How a host runs its plugins.
 #[derive(Debug, Clone)]
@@ -27,8 +27,8 @@ pub struct HostConfig {
     pub landlock: LayerPolicy,
     /// Whether plugins' system calls are filtered.
     pub seccomp: LayerPolicy,
-    /// What a plugin that asks for the network gets.
-    pub network: NetworkPolicy,
+    /// What plugins may have of what they ask for.
+    pub permissions: Policies,
     /// Enforce `resources.memory` per process with `RLIMIT_DATA`.
     pub memory_limits: bool,
     /// Instances of plugins at once. A bound, so that a script in a loop cannot fill the machine.
@@ -86,7 +86,7 @@ impl HostConfig {
         Defaults { start_timeout: self.start_timeout, restart: self.restart.clone() }
     }
 
-    /// The defaults: every layer required, no network, health as in paper 004.
+    /// The defaults: every layer required, no permissions but calls, health as in paper 004.
     pub fn new(run_dir: impl Into<PathBuf>, data_dir: impl Into<PathBuf>) -> Self {
         let this = std::env::current_exe().unwrap_or_else(|_| "/proc/self/exe".into());
         Self {
@@ -98,7 +98,7 @@ impl HostConfig {
             namespaces: NamespacePolicy::Required,
             landlock: LayerPolicy::Required,
             seccomp: LayerPolicy::Required,
-            network: NetworkPolicy::None,
+            permissions: Policies::default(),
             memory_limits: true,
             plugins_max: PLUGINS_MAX,
             starts_max: std::thread::available_parallelism().map_or(2, usize::from) * 2,
@@ -134,16 +134,6 @@ pub enum LayerPolicy {
     Required,
     /// It is left out, and missing among the layers that a plugin's status names.
     Off,
-}
-
-/// What a plugin whose manifest asks for `network` gets.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub enum NetworkPolicy {
-    /// An empty network of its own, like every other plugin; its status says so.
-    #[default]
-    None,
-    /// The node's own network.
-    Host,
 }
 
 /// How health is probed: paper 004's `health_checks`.

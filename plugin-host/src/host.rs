@@ -31,6 +31,7 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use crate::{
     channel::Channels,
     config::{HostConfig, NamespacePolicy},
+    egress::Lookups,
     logs::{LogStream, Logs},
     order,
     plan::{Paths, SOCKET_PATH_BYTES_MAX},
@@ -69,6 +70,7 @@ struct Inner {
     door: Arc<dyn MeshDoor>,
     spawner: Spawner,
     channels: Arc<Channels>,
+    lookups: Lookups,
     events: mpsc::Sender<HostEvent>,
     transitions: broadcast::Sender<Transition>,
     plugins: Mutex<BTreeMap<String, Entry>>,
@@ -125,6 +127,7 @@ impl Host {
                 store,
                 door,
                 channels: Arc::new(Channels::default()),
+                lookups: Lookups::default(),
                 events,
                 transitions: broadcast::channel(TRANSITIONS).0,
                 plugins: Mutex::new(BTreeMap::new()),

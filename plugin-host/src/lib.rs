@@ -13,6 +13,7 @@
 //! - `ready`, `descriptors`: what a new process is asked before anyone may call it.
 //! - `contract`: what a plugin is asked through its optional `Lifecycle`.
 //! - `channel`: calls. `logs`, `stats`: what is seen of it.
+//! - `permissions`: what a plugin asks for and the operator allows. `egress`: its way out.
 //! - `plugin`: the supervisor of one instance of a plugin. `siblings`: those of one group.
 //! - `host`: the owner of all supervisors.
 
@@ -23,11 +24,13 @@ mod channel;
 pub mod config;
 mod contract;
 mod descriptors;
+pub mod egress;
 pub mod group;
 mod host;
 pub mod lifecycle;
 pub mod logs;
 pub mod order;
+pub mod permissions;
 mod plan;
 mod plugin;
 mod process;
@@ -41,9 +44,7 @@ mod spawner;
 mod stats;
 pub mod status;
 
-pub use config::{
-    BuiltIn, GroupConfig, HealthCheck, HostConfig, LayerPolicy, NamespacePolicy, NetworkPolicy,
-};
+pub use config::{BuiltIn, GroupConfig, HealthCheck, HostConfig, LayerPolicy, NamespacePolicy};
 pub use contract::{Described, Metric};
 pub use group::Strategy;
 pub use host::Host;

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use protocol::{
-    manifest::{Listen, Manifest, Restart, RestartWhen},
+    manifest::{Listen, Manifest, Permission, Restart, RestartWhen},
     ports::Store,
 };
 use tokio::sync::{mpsc, oneshot, watch};
@@ -19,6 +19,7 @@ use crate::{
     lifecycle::State,
     logs::Logs,
     order,
+    permissions::{Access, Counts, Granted, meet},
     plan::{self, Paths, SOCKET_PATH_BYTES_MAX},
     plugin::{self, Context, ORDERS, Phase},
     seat::Seat,
@@ -94,13 +95,14 @@ impl Host {
             return Err(LoadError::TooMany(inner.config.plugins_max));
         }
         let logs = Logs::new(&inner.config.node_id, &name, inner.config.log_records_kept);
+        let access = inner.access(&name, &resolved.program.manifest.permissions, &logs);
         let part = watch::Sender::new(resolved.loaded.overrides.part.clone().map(Arc::new));
         let mut instances = Vec::new();
         let mut firsts = Vec::new();
         for number in 1..=count {
             let seen = part.subscribe();
             let (instance, first) =
-                self.start_instance(&resolved.program, number, &logs, seen, proven);
+                self.start_instance(&resolved.program, number, (&logs, &access), seen, proven);
             instances.push(instance);
             firsts.push(first);
         }
@@ -110,6 +112,7 @@ impl Host {
             keep,
             logs,
             part: Arc::new(part),
+            access,
             instances,
             life: Life::default(),
         };
@@ -129,7 +132,7 @@ impl Host {
         &self,
         program: &Arc<Program>,
         number: u32,
-        logs: &Logs,
+        (logs, access): (&Logs, &Arc<Access>),
         part: watch::Receiver<Part>,
         proven: bool,
     ) -> (Instance, oneshot::Receiver<Outcome>) {
@@ -140,7 +143,7 @@ impl Host {
         let mut status = inner.blank(plugin, State::Discovered, &program.source);
         status.number = number;
         status.version = program.manifest.version.to_string();
-        status.warnings = plan::warnings(&inner.config, program);
+        status.warnings = plan::warnings(&inner.config, program, access.granted());
         let asked = program.manifest.resources.memory_mb;
         let limit = asked.filter(|_| inner.config.memory_limits);
         status.memory_limit_bytes = limit.map(|mb| mb << 20);
@@ -167,6 +170,8 @@ impl Host {
             events: inner.events.clone(),
             transitions: inner.transitions.clone(),
             logs: logs.clone(),
+            access: Arc::clone(access),
+            lookups: inner.lookups.clone(),
             status: Arc::clone(&instance.status),
             phase,
             ready_since: Arc::clone(&instance.ready_since),
@@ -239,7 +244,8 @@ impl Inner {
     /// What depends on this host and its other plugins.
     pub(super) fn check(&self, resolved: &Resolved) -> Result<(), LoadError> {
         let program = &resolved.program;
-        plan::check(&self.config, program).map_err(LoadError::Invalid)?;
+        let granted = self.granted(program);
+        plan::check(&self.config, program, &granted).map_err(LoadError::Invalid)?;
         let count = resolved.instances();
         self.check_count(program, count)?;
         let nodes_of = |entry: &Entry| {
@@ -257,6 +263,18 @@ impl Inner {
         }
     }
 
+    /// What `program` would be granted now.
+    fn granted(&self, program: &Program) -> Granted {
+        let manifest = &program.manifest;
+        meet(&manifest.permissions, &self.config.permissions.of(manifest.name.as_str()))
+    }
+
+    /// What `plugin` may do from now on. What it does not get of what it asked for is logged.
+    fn access(&self, plugin: &str, asked: &[Permission], logs: &Logs) -> Arc<Access> {
+        let policy = self.config.permissions.of(plugin);
+        Arc::new(Access::new(plugin, asked, policy, logs.clone()))
+    }
+
     /// Whether `count` instances of `program` can be had.
     pub(super) fn check_count(&self, program: &Program, count: u32) -> Result<(), LoadError> {
         let refuse = |text: String| Err(LoadError::Invalid(text));
@@ -266,7 +284,7 @@ impl Inner {
         let name = program.manifest.name.as_str();
         if let Listen::Tcp(port) = program.manifest.listen
             && count > 1
-            && plan::shares_network(&self.config, program)
+            && plan::shares_network(&self.config, &self.granted(program))
         {
             return refuse(format!(
                 "instances: {name} listens on TCP port {port} of the node's own network, which \
@@ -344,6 +362,9 @@ impl Inner {
             warnings: Vec::new(),
             described: None,
             metrics: Vec::new(),
+            asked: Vec::new(),
+            granted: Granted::default(),
+            counts: Counts::default(),
             group: None,
             number: 1,
             instances: Vec::new(),
@@ -373,12 +394,14 @@ impl Inner {
             stop: CancellationToken::new(),
             ended,
         };
+        let access = self.access(name, &[], &logs);
         let entry = Entry {
             program: None,
             loaded,
             keep: false,
             logs,
             part: Arc::new(watch::Sender::new(None)),
+            access,
             instances: vec![instance],
             life: Life::default(),
         };

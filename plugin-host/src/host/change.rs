@@ -127,7 +127,8 @@ impl Host {
             for number in now.instances.len() + 1..=wanted {
                 let number = number as u32;
                 let part = now.part.subscribe();
-                let started = self.start_instance(&program, number, &now.logs, part, false);
+                let said = (&now.logs, &now.access);
+                let started = self.start_instance(&program, number, said, part, false);
                 now.instances.push(started.0);
                 firsts.push(started.1);
             }
@@ -173,7 +174,8 @@ impl Host {
             return Ok(outcome.await.unwrap_or_else(|_| Err("the node is shutting down".into())));
         };
         let (part, number) = (entry.part.subscribe(), place as u32 + 1);
-        let (instance, first) = self.start_instance(&program, number, &entry.logs, part, false);
+        let said = (&entry.logs, &entry.access);
+        let (instance, first) = self.start_instance(&program, number, said, part, false);
         if let Some(group) = &entry.instances[place].group {
             group.leave(&entry.instances[place].orders);
         }

@@ -16,6 +16,7 @@ use super::{begin::Part, loaded::Loaded};
 use crate::{
     lifecycle::State,
     logs::Logs,
+    permissions::Access,
     plugin::{Order, Phase},
     siblings::{Group, Member},
     source::Program,
@@ -33,6 +34,8 @@ pub(super) struct Entry {
     pub(super) logs: Logs,
     /// Its part of the node's configuration.
     pub(super) part: Arc<watch::Sender<Part>>,
+    /// What it may do; of all its instances.
+    pub(super) access: Arc<Access>,
     /// By number, from 1, without gaps. Never empty.
     pub(super) instances: Vec<Instance>,
     pub(super) life: Life,
@@ -128,6 +131,9 @@ impl Entry {
         let instances: Vec<PluginStatus> = self.instances.iter().map(Instance::status).collect();
         let mut status = together(&instances);
         status.logs_lost = self.logs.lost();
+        status.asked = self.access.asked().iter().map(ToString::to_string).collect();
+        status.granted = self.access.granted().clone();
+        status.counts = self.access.counts();
         status.instances = instances;
         status
     }

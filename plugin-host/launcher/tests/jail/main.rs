@@ -318,7 +318,7 @@ fn the_host_accepts_what_connects_inside_the_jail_and_nothing_else_is_there() {
     let listener = loop {
         let received = running.next().expect("an answer");
         match received.message {
-            Report::Egress => break received.descriptor.expect("the listener"),
+            Report::Egress => break received.descriptors.pop().expect("the listener"),
             Report::Refused { layer, reason, .. } => panic!("{layer}: {reason}"),
             _ => {}
         }

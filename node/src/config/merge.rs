@@ -44,6 +44,7 @@ pub fn settings(args: RunArgs) -> Result<Settings, ConfigError> {
         namespaces: file.namespaces.unwrap_or(true),
         landlock: file.landlock.unwrap_or(true),
         seccomp: file.seccomp.unwrap_or(true),
+        permissions: file.permissions,
         supervision: file.supervision,
         routing: file.routing,
         services: file.services,

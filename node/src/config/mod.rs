@@ -5,13 +5,14 @@
 
 mod file;
 mod merge;
+mod permissions;
 mod routing;
 mod supervise;
 
 use std::{collections::BTreeMap, net::SocketAddr, path::PathBuf, time::Duration};
 
 use multiaddr::Multiaddr;
-use plugin_host::GroupConfig;
+use plugin_host::{GroupConfig, permissions::Policies};
 use protocol::{
     id::NetworkName,
     manifest::{Resources, Restart, RestartWhen},
@@ -61,6 +62,8 @@ pub struct Settings {
     pub landlock: bool,
     /// Whether plugins' system calls must be filtered.
     pub seccomp: bool,
+    /// What plugins may have of what they ask for.
+    pub permissions: Policies,
     /// How plugins are watched.
     pub supervision: Supervision,
     /// How calls of each service are routed.

@@ -316,7 +316,7 @@ fn the_host_accepts_what_connects_inside_the_jail_and_nothing_else_is_there() {
     jail.egress = Some(PORT);
     let mut running = Running::start(&jail);
     let listener = loop {
-        let received = running.next().expect("an answer");
+        let mut received = running.next().expect("an answer");
         match received.message {
             Report::Egress => break received.descriptors.pop().expect("the listener"),
             Report::Refused { layer, reason, .. } => panic!("{layer}: {reason}"),

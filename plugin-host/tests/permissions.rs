@@ -368,3 +368,101 @@ async fn variables_and_devices_come_only_where_granted() {
     let missing = without.tries(wish()).await.expect_err("not there");
     assert!(missing.contains("os error 2"), "{missing}");
 }
+
+/// Runs the probe as a host of its own, as an ordinary user, and gives what its plugin tried.
+fn as_ordinary_user(permission: &str, wish: &Value) -> String {
+    let directory = tempfile::tempdir().expect("made");
+    let open = |path: &Path| {
+        let mode = std::os::unix::fs::PermissionsExt::from_mode(0o777);
+        std::fs::set_permissions(path, mode).expect("set");
+    };
+    open(directory.path());
+    // Where the build lies need not be open to everybody.
+    let program = directory.path().join("probe");
+    std::fs::copy(probe_program(), &program).expect("copied");
+    open(&program);
+    let (run, data) = (directory.path().join("run"), directory.path().join("data"));
+    let mut command = std::process::Command::new("setpriv");
+    command
+        .args(["--reuid=65534", "--regid=65534", "--clear-groups"])
+        .arg(&program)
+        .arg("host")
+        .args([&run, &data])
+        .args(["--permission", permission, "--try", &wish.to_string()]);
+    told_by(command)
+}
+
+/// What a host says until its plugin has tried what it was to try; then it is ended.
+fn told_by(mut command: std::process::Command) -> String {
+    let mut child = command.stderr(std::process::Stdio::piped()).spawn().expect("it is there");
+    let mut said = String::new();
+    for line in BufReader::new(child.stderr.take().expect("piped")).lines().map_while(Result::ok) {
+        said.push_str(&line);
+        said.push('\n');
+        if line.contains("tried: ") {
+            break;
+        }
+    }
+    let _ = child.kill();
+    let _ = child.wait();
+    said
+}
+
+#[tokio::test]
+async fn an_ordinary_users_plugins_have_the_same_one_way_out() {
+    assert!(rustix::process::getuid().is_root(), "this test changes its user: run it as root");
+    let outside = outside();
+    let wish = |how: &str, port: u16| json!({ "how": how, "host": "127.0.0.1", "port": port });
+    let rule = format!("network:{outside}");
+    let said = as_ordinary_user(&rule, &wish("connect", outside.port()));
+    assert!(said.contains("outside heard hello from inside"), "{said}");
+    let said = as_ordinary_user(&rule, &wish("direct", outside.port()));
+    assert!(said.contains("refused"), "{said}");
+    let other = self::outside();
+    let said = as_ordinary_user(&rule, &wish("socks", other.port()));
+    assert!(said.contains("socks 2"), "{said}");
+}
+
+#[tokio::test]
+async fn an_ordinary_user_gives_away_what_is_its_own_to_write() {
+    assert!(rustix::process::getuid().is_root(), "this test changes its user: run it as root");
+    let directory = tempfile::tempdir().expect("made");
+    let root = std::fs::canonicalize(directory.path()).expect("there");
+    std::os::unix::fs::chown(&root, Some(65_534), Some(65_534)).expect("given");
+    let file = root.join("new");
+    let wish = json!({ "how": "write", "path": file });
+    let said = as_ordinary_user(&format!("write:{}", root.display()), &wish);
+    assert!(said.contains("written"), "{said}");
+    assert_eq!(std::fs::read_to_string(&file).expect("it is there"), "written inside");
+    let said = as_ordinary_user(&format!("read:{}", root.display()), &wish);
+    assert!(said.contains("Read-only file system"), "{said}");
+}
+
+#[tokio::test]
+async fn a_name_that_is_rebound_between_judgement_and_connection_leads_where_it_was_judged() {
+    assert!(rustix::process::getuid().is_root(), "this test makes a network: run it as root");
+    let directory = tempfile::tempdir().expect("made");
+    let path = |name: &str| directory.path().join(name);
+    std::fs::write(path("resolv.conf"), "nameserver 127.0.0.1\n").expect("written");
+    let dial = json!({ "how": "connect", "host": "rebound.example", "port": 8000 });
+    let script = format!(
+        "ip link set lo up && ip address add 198.41.0.4/32 dev lo && \
+         mount --bind {resolver} /etc/resolv.conf && \
+         exec {probe} host {run} {data} --rebind \
+         --permission 'network network:198.41.0.4:8000' --try '[{dial},{dial}]'",
+        resolver = path("resolv.conf").display(),
+        probe = probe_program().display(),
+        run = path("run").display(),
+        data = path("data").display(),
+    );
+    let mut command = std::process::Command::new("unshare");
+    command.args(["--net", "--mount", "sh", "-c", &script]);
+    let said = tokio::task::spawn_blocking(move || told_by(command)).await.expect("no panic");
+    // One question for the first connection: what it led to was judged, and connected to.
+    assert!(said.contains("dns: question 1 answered 198.41.0.4"), "{said}");
+    assert!(said.contains("good heard hello from inside"), "{said}");
+    // The second is led home, and refused there.
+    assert!(said.contains("dns: question 2 answered 127.0.0.1"), "{said}");
+    assert!(said.contains("HTTP/1.1 403") && said.contains("127.0.0.0/8"), "{said}");
+    assert!(!said.contains("evil heard") && !said.contains("question 3"), "{said}");
+}

@@ -1,7 +1,7 @@
 //! What the test double tries when it is asked to: ways out of its network, files, devices.
 //!
-//! A request is JSON: `{"how": …, "host": …, "port": …, "path": …}`. The answer is JSON, too:
-//! `{"said": …}` or `{"error": …}`.
+//! A request is JSON: `{"how": …, "host": …, "port": …, "path": …}`, or an array of these. The
+//! answer is JSON, too: `{"said": …}` or `{"error": …}`, or an array.
 
 use std::{
     io::{self, Read, Write},
@@ -15,7 +15,15 @@ use serde_json::{Value, json};
 const PATIENCE: Duration = Duration::from_secs(20);
 
 pub(crate) fn try_it(request: &[u8]) -> Vec<u8> {
-    let request: Value = serde_json::from_slice(request).unwrap_or_default();
+    match serde_json::from_slice(request).unwrap_or_default() {
+        Value::Array(several) => Value::from(several.iter().map(one).collect::<Vec<_>>()),
+        request => one(&request),
+    }
+    .to_string()
+    .into_bytes()
+}
+
+fn one(request: &Value) -> Value {
     let text = |key: &str| request[key].as_str().unwrap_or_default().to_owned();
     let (host, path) = (text("host"), text("path"));
     let port = request["port"].as_u64().unwrap_or_default() as u16;
@@ -31,11 +39,10 @@ pub(crate) fn try_it(request: &[u8]) -> Vec<u8> {
         "device" => device(&path),
         other => Err(io::Error::other(format!("{other:?} is nothing to try"))),
     };
-    let answer = match outcome {
+    match outcome {
         Ok(said) => json!({ "said": said }),
         Err(error) => json!({ "error": error.to_string() }),
-    };
-    answer.to_string().into_bytes()
+    }
 }
 
 fn proxy() -> io::Result<TcpStream> {

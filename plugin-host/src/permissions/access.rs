@@ -96,7 +96,9 @@ impl Access {
     pub fn new(plugin: &str, asked: &[Permission], policy: Policy, logs: Logs) -> Self {
         let granted = meet(asked, &policy);
         for denied in &granted.denied {
-            logs.supervisor("warn", 0, denied.explain(plugin));
+            let text = denied.explain(plugin);
+            tracing::warn!(plugin, "{text}");
+            logs.supervisor("warn", 0, text);
         }
         Self {
             plugin: plugin.into(),

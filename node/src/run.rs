@@ -1,7 +1,6 @@
 //! Build, run, drain: the life of a node from its settings to its exit code.
 
 use std::{
-    os::unix::net::UnixListener as StdUnixListener,
     process::ExitCode,
     sync::Arc,
     time::{Duration, Instant},
@@ -19,7 +18,7 @@ use protocol::{
 };
 use router::Router;
 use tokio::{
-    net::{TcpListener, UnixListener},
+    net::TcpListener,
     sync::{mpsc, watch},
 };
 use tokio_util::{sync::CancellationToken, task::TaskTracker};

@@ -4,7 +4,10 @@
 use std::{path::PathBuf, time::Duration};
 
 use clap::{ArgGroup, Args, Parser, Subcommand, ValueEnum, ValueHint};
-use protocol::service::{MethodPath, ServiceName};
+use protocol::{
+    manifest::Permission,
+    service::{MethodPath, ServiceName},
+};
 
 use crate::{
     failed::EXIT_CODES,
@@ -284,6 +287,10 @@ pub struct Load {
     /// A path it may read, beside its own directory and the system's; may be repeated
     #[arg(long = "read", value_name = "PATH", conflicts_with = "path", value_hint = ValueHint::AnyPath)]
     pub read_paths: Vec<PathBuf>,
+    /// Something it asks to be allowed, as a manifest writes it, such as call:demo.v1.Counter or
+    /// network:example.org:443; may be repeated. The node's configuration decides
+    #[arg(long = "permission", value_name = "PERMISSION", conflicts_with = "path")]
+    pub permissions: Vec<Permission>,
     /// How many processes share its calls [default: what its manifest says, or 1]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=1_000))]
     pub instances: Option<u32>,

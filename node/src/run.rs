@@ -1,7 +1,6 @@
 //! Build, run, drain: the life of a node from its settings to its exit code.
 
 use std::{
-    os::unix::net::UnixListener as StdUnixListener,
     process::ExitCode,
     sync::Arc,
     time::{Duration, Instant},
@@ -10,9 +9,7 @@ use std::{
 use gateway::{Grpc, serve_grpc, serve_http};
 use parking_lot::Mutex;
 use peer::{Notice, Peer, PeerConfig};
-use plugin_host::{
-    Host, HostConfig, HostEvent, LayerPolicy, MeshDoor, NamespacePolicy, State, Transition,
-};
+use plugin_host::{Host, HostConfig, HostEvent, LayerPolicy, NamespacePolicy, State, Transition};
 use prometheus_client::registry::Registry;
 use protocol::{
     id::{InstanceId, NodeKey, PeerId},
@@ -21,7 +18,7 @@ use protocol::{
 };
 use router::Router;
 use tokio::{
-    net::{TcpListener, UnixListener},
+    net::TcpListener,
     sync::{mpsc, watch},
 };
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
@@ -34,12 +31,15 @@ use crate::{
     complain,
     config::{self, Settings},
     data::{DataDir, prepare_run_dir},
+    door::Door,
     figures::Figures,
     health::Health,
     knowledge::Knowledge,
     late::Late,
     local::LocalPlugins,
-    log, services,
+    log,
+    meters::PluginMeters,
+    services,
     signals::{Signals, Told},
     sockets::{SocketFiles, Sockets},
     store::Database,
@@ -143,13 +143,19 @@ impl Build {
         let catalog = MeshCatalog::new(knowledge.clone(), tables.subscribe(), stop.clone());
         let grpc = Grpc::new(Arc::new(router.clone()), Arc::new(catalog));
         let servers = TaskTracker::new();
-        let door =
-            Arc::new(Door { grpc: grpc.clone(), servers: servers.clone(), stop: stop.clone() });
+        let door = Arc::new(Door {
+            grpc: grpc.clone(),
+            mesh: Arc::new(router.clone()),
+            servers: servers.clone(),
+            stop: stop.clone(),
+            drain: DRAIN_MAX,
+        });
         let (host, host_events) =
             Host::start(host_config(&settings, key.peer_id()), database.space("host"), door)
                 .await?;
         plugins.give(host.channels());
         registry.register_collector(Box::new(Figures(host.clone())));
+        registry.register_collector(Box::new(PluginMeters(host.clone())));
         let steps = host.transitions();
         let ready = ready(&settings, &sockets, &peer);
         let node = Arc::new(Node {
@@ -222,6 +228,7 @@ fn host_config(settings: &Settings, id: PeerId) -> HostConfig {
     config.plugins_max = watch.plugins_max;
     config.groups = settings.groups.clone();
     config.built_in = services::built_in(settings);
+    config.permissions = settings.permissions.clone();
     config
 }
 
@@ -244,29 +251,6 @@ fn ready(settings: &Settings, sockets: &Sockets, peer: &Peer) -> Ready {
         mesh: socket("mesh.sock"),
         data_dir: settings.data_dir.display().to_string(),
         bootstraps: settings.bootstrap.len(),
-    }
-}
-
-/// Serves the mesh to one plugin; who calls is known by the socket.
-struct Door {
-    grpc: Grpc,
-    servers: TaskTracker,
-    stop: CancellationToken,
-}
-
-impl MeshDoor for Door {
-    fn open(&self, plugin: &str, listener: StdUnixListener) -> Box<dyn Send> {
-        let closed = self.stop.child_token();
-        match UnixListener::from_std(listener) {
-            Ok(listener) => {
-                let caller = Caller::Plugin(plugin.into());
-                let serving =
-                    serve_grpc(listener, self.grpc.clone(), caller, closed.clone(), DRAIN_MAX);
-                self.servers.spawn(serving);
-            }
-            Err(error) => tracing::error!(plugin, %error, "cannot serve the mesh to the plugin"),
-        }
-        Box::new(closed.drop_guard())
     }
 }
 

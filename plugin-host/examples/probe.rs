@@ -3,11 +3,17 @@
 //! started as `__launch` it is the launcher.
 //!
 //! ```text
-//! probe [--fd | --tcp PORT] [--lifecycle] [--no-health] [--no-reflection] [--not-serving] [--exit CODE]
-//!       [--silent] [--ignore-term] [--fork] [--say TEXT] [--unhealthy-after N]
-//!       [--eat MIB] [--burn] [--fill MIB]
-//! probe host RUN_DIR DATA_DIR [--namespaces-off] [--listen L] [--exec COMMAND… | its own options]
+//! probe [--fd | --tcp PORT] [--lifecycle] [--no-health] [--no-reflection] [--not-serving]
+//!       [--exit CODE] [--silent] [--ignore-term] [--fork] [--say TEXT] [--unhealthy-after N]
+//!       [--try JSON] [--eat MIB] [--burn] [--fill MIB]
+//! probe host RUN_DIR DATA_DIR [--namespaces-off] [--permission 'P P…'] [--rebind] [--listen L]
+//!       [--exec COMMAND… | its own options]
 //! ```
+
+#[path = "probe/dial.rs"]
+mod dial;
+#[path = "probe/rebind.rs"]
+mod rebind;
 
 use std::{
     convert::Infallible,
@@ -70,6 +76,9 @@ async fn serve(arguments: Vec<String>) {
     if let Some(text) = options.value("--say") {
         println!("{text}");
         eprintln!("{{\"level\":\"warn\",\"message\":\"as json\",\"fields\":{{\"n\":1}}}}");
+    }
+    if let Some(wish) = options.value("--try") {
+        println!("tried: {}", String::from_utf8_lossy(&dial::try_it(wish.as_bytes())));
     }
     if let Some(code) = options.value("--exit") {
         std::process::exit(code.parse().expect("a number"));
@@ -321,6 +330,14 @@ async fn answer(request: http::Request<Body>) -> http::Response<Body> {
             respond(futures::stream::iter(frames), 0, &seen)
         }
         "See" => respond(one(&see()), 0, &seen),
+        "Try" => {
+            let body = request.into_body().collect().await;
+            let message = body.map(http_body_util::Collected::to_bytes).unwrap_or_default();
+            // Past the five bytes before the message.
+            let wish = message.get(5..).unwrap_or_default().to_vec();
+            let tried = tokio::task::spawn_blocking(move || dial::try_it(&wish)).await;
+            respond(one(&tried.unwrap_or_default()), 0, &seen)
+        }
         "Crash" => std::process::abort(),
         "Exit" => std::process::exit(0),
         "Eat" => {
@@ -412,7 +429,12 @@ async fn host(arguments: &[String]) {
 
     struct NoDoor;
     impl MeshDoor for NoDoor {
-        fn open(&self, _: &str, listener: std::os::unix::net::UnixListener) -> Box<dyn Send> {
+        fn open(
+            &self,
+            _: &str,
+            _: Arc<blackhole_plugin_host::permissions::Access>,
+            listener: std::os::unix::net::UnixListener,
+        ) -> Box<dyn Send> {
             Box::new(listener)
         }
     }
@@ -439,9 +461,21 @@ async fn host(arguments: &[String]) {
     if arguments.iter().any(|argument| argument == "--namespaces-off") {
         config.namespaces = blackhole_plugin_host::NamespacePolicy::Off;
     }
+    let permission = Options(arguments.to_vec()).value("--permission").map(str::to_owned);
+    if let Some(permission) = &permission {
+        // What it asks for it may have.
+        config.permissions.allow =
+            permission.split(' ').map(|one| one.parse().expect("a permission")).collect();
+    }
+    if arguments.iter().any(|argument| argument == "--rebind") {
+        rebind::serve();
+    }
     let (host, _events) =
         Host::start(config, Arc::new(NoStore), Arc::new(NoDoor)).await.expect("starts");
     let mut command = Command::default();
+    if let Some(permission) = permission {
+        command.permissions = permission.split(' ').map(str::to_owned).collect();
+    }
     if let Some(at) = arguments.iter().position(|argument| argument == "--exec") {
         let listen = Options(arguments.to_vec()).value("--listen").map(str::to_owned);
         command.listen = listen.unwrap_or_default();

@@ -48,7 +48,7 @@ impl Warden {
             io: groups.offers(Controller::Io),
             device: device(&config.data_dir),
             own_users: config.namespaces == NamespacePolicy::Required,
-            egress: false,
+            egress: config.namespaces == NamespacePolicy::Required,
             memory_limits: config.memory_limits,
             cores: std::thread::available_parallelism().map_or(1, |n| n.get() as u32),
         };
@@ -175,6 +175,11 @@ impl Allowance {
     /// Bytes on disk that its own directories may hold.
     pub(crate) fn disk_limit(&self) -> u64 {
         self.inner.state.lock().resources.disk_bytes.unwrap_or(limits::DISK_DEFAULT)
+    }
+
+    /// Bytes per second through the network.
+    pub(crate) fn network_bandwidth(&self) -> Option<u64> {
+        self.inner.state.lock().resources.network_bandwidth
     }
 
     /// Makes the control group of the next run. Blocks.

@@ -4,7 +4,7 @@ use std::{collections::BTreeMap, ffi::OsString, path::PathBuf, time::Duration};
 
 use protocol::manifest::{Defaults, Resources, Restart};
 
-use crate::{group::Strategy, status::LoadRequest};
+use crate::{group::Strategy, permissions::Policies, status::LoadRequest};
 
 /// How a host runs its plugins.
 #[derive(Debug, Clone)]
@@ -27,8 +27,8 @@ pub struct HostConfig {
     pub landlock: LayerPolicy,
     /// Whether plugins' system calls are filtered.
     pub seccomp: LayerPolicy,
-    /// What a plugin that asks for the network gets.
-    pub network: NetworkPolicy,
+    /// What plugins may have of what they ask for.
+    pub permissions: Policies,
     /// Whether limits may, or must, be held by control groups.
     pub cgroups: CgroupPolicy,
     /// Enforce `resources.memory`.
@@ -88,7 +88,7 @@ impl HostConfig {
         Defaults { start_timeout: self.start_timeout, restart: self.restart.clone() }
     }
 
-    /// The defaults: every layer required, no network, health as in paper 004.
+    /// The defaults: every layer required, no permissions but calls, health as in paper 004.
     pub fn new(run_dir: impl Into<PathBuf>, data_dir: impl Into<PathBuf>) -> Self {
         let this = std::env::current_exe().unwrap_or_else(|_| "/proc/self/exe".into());
         Self {
@@ -100,7 +100,7 @@ impl HostConfig {
             namespaces: NamespacePolicy::Required,
             landlock: LayerPolicy::Required,
             seccomp: LayerPolicy::Required,
-            network: NetworkPolicy::None,
+            permissions: Policies::default(),
             cgroups: CgroupPolicy::default(),
             memory_limits: true,
             plugins_max: PLUGINS_MAX,
@@ -150,16 +150,6 @@ pub enum CgroupPolicy {
     Required,
     /// Never.
     Off,
-}
-
-/// What a plugin whose manifest asks for `network` gets.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub enum NetworkPolicy {
-    /// An empty network of its own, like every other plugin; its status says so.
-    #[default]
-    None,
-    /// The node's own network.
-    Host,
 }
 
 /// How health is probed: paper 004's `health_checks`.

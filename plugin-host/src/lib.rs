@@ -15,6 +15,7 @@
 //! - `limits`: what a plugin may use, and by what means (pure). `allowance`: that, in force on one
 //!   instance. `cgroup`: control groups.
 //! - `channel`: calls. `logs`, `stats`: what is seen of it.
+//! - `permissions`: what a plugin asks for and the operator allows. `egress`: its way out.
 //! - `plugin`: the supervisor of one instance of a plugin. `siblings`: those of one group.
 //! - `host`: the owner of all supervisors.
 
@@ -27,12 +28,14 @@ mod channel;
 pub mod config;
 mod contract;
 mod descriptors;
+pub mod egress;
 pub mod group;
 mod host;
 pub mod lifecycle;
 pub mod limits;
 pub mod logs;
 pub mod order;
+pub mod permissions;
 mod plan;
 mod plugin;
 mod process;
@@ -48,7 +51,6 @@ pub mod status;
 
 pub use config::{
     BuiltIn, CgroupPolicy, GroupConfig, HealthCheck, HostConfig, LayerPolicy, NamespacePolicy,
-    NetworkPolicy,
 };
 pub use contract::{Described, Metric};
 pub use group::Strategy;

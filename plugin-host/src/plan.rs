@@ -1,10 +1,12 @@
 //! What a plugin's jail looks like: from a program and the operator's policy to a [`JailSpec`].
-//! Pure but for looking at which paths exist.
+//! Pure but for looking at which paths exist, and at variables that were granted.
 //!
 //! A plugin sees the system's programs and libraries, its own files, what it was granted to
-//! read, a private `/tmp`, and its sockets; all of it read-only but for the last two. The node's
+//! read or write, a private `/tmp`, and its sockets; all of it read-only but for the last three. The node's
 //! data, its run directory and the usual places of credentials are covered wherever a granted
 //! directory would show them.
+
+mod check;
 
 use std::{
     path::{Path, PathBuf},
@@ -15,10 +17,14 @@ use launcher::{Bind, Internet, JailSpec, Limits, RootSpec};
 use protocol::manifest::{Listen, Permission};
 
 use crate::{
-    config::{HostConfig, LayerPolicy, NamespacePolicy, NetworkPolicy},
+    config::{HostConfig, LayerPolicy, NamespacePolicy},
+    egress,
+    permissions::Granted,
     seat::Seat,
-    source::{self, Program},
+    source::Program,
 };
+
+pub(crate) use check::{check, warnings};
 
 /// Size of a plugin's private `/tmp`, and of its `/dev/shm`, each: memory of the machine.
 const TMP_BYTES: u64 = 64 << 20;
@@ -144,6 +150,7 @@ pub(crate) fn jail(
     config: &HostConfig,
     program: &Program,
     seat: &Seat,
+    granted: &Granted,
     instance: &str,
 ) -> JailSpec {
     let manifest = &program.manifest;
@@ -153,20 +160,21 @@ pub(crate) fn jail(
     let landlock = config.landlock == LayerPolicy::Required;
     let mut root = RootSpec::default();
     if namespaces || landlock {
-        root = private_root(config, program, &paths);
+        root = private_root(config, program, granted, &paths);
     }
     JailSpec {
         outside_id: outside_id(config, &key),
         name: key,
         argv: program.argv.clone(),
-        env: environment(config, program, &paths, instance),
+        env: environment(config, program, granted, &paths, instance),
         working_dir: program.working_dir.clone(),
         namespaces,
-        host_network: shares_network(config, program),
+        host_network: shares_network(config, granted),
+        egress: egress_port(config, program, granted),
         cgroup: Vec::new(),
         landlock,
         seccomp: config.seccomp == LayerPolicy::Required,
-        internet: internet(config, program),
+        internet: internet(config, program, granted),
         root,
         // Whoever starts it knows what it may use now.
         cores: Vec::new(),
@@ -177,15 +185,15 @@ pub(crate) fn jail(
 }
 
 /// True where the plugin keeps the node's network.
-pub(crate) fn shares_network(config: &HostConfig, program: &Program) -> bool {
-    config.namespaces == NamespacePolicy::Off || granted_network(config, program)
+pub(crate) fn shares_network(config: &HostConfig, granted: &Granted) -> bool {
+    config.namespaces == NamespacePolicy::Off || granted.host_network
 }
 
 /// Which internet sockets it may have. Where it shares the node's network only because the
 /// operator turned namespaces off, Landlock and the system-call filter stand in for the network
 /// that it would not have had.
-fn internet(config: &HostConfig, program: &Program) -> Internet {
-    if config.namespaces == NamespacePolicy::Required || granted_network(config, program) {
+fn internet(config: &HostConfig, program: &Program, granted: &Granted) -> Internet {
+    if config.namespaces == NamespacePolicy::Required || granted.host_network {
         return Internet::Any;
     }
     match program.manifest.listen {
@@ -194,14 +202,22 @@ fn internet(config: &HostConfig, program: &Program) -> Internet {
     }
 }
 
-fn granted_network(config: &HostConfig, program: &Program) -> bool {
-    config.network == NetworkPolicy::Host
-        && program.manifest.permissions.contains(&Permission::Network)
+/// The port of the egress proxy inside the jail, for a plugin that asks for any network: also one
+/// that gets none, so that it is told what it lacks.
+fn egress_port(config: &HostConfig, program: &Program, granted: &Granted) -> Option<u16> {
+    let asks = |permission: &Permission| matches!(permission, Permission::Network(_));
+    let asks = program.manifest.permissions.iter().any(asks);
+    let taken = match program.manifest.listen {
+        Listen::Tcp(port) => Some(port),
+        Listen::Unix | Listen::Fd => None,
+    };
+    (asks && !shares_network(config, granted)).then(|| egress::port(taken))
 }
 
 fn environment(
     config: &HostConfig,
     program: &Program,
+    granted: &Granted,
     paths: &Paths,
     instance: &str,
 ) -> Vec<(String, String)> {
@@ -235,11 +251,22 @@ fn environment(
         Listen::Tcp(port) => env.push(("BH_PLUGIN_PORT".into(), port.to_string())),
         Listen::Unix | Listen::Fd => env.push(("BH_PLUGIN_SOCKET".into(), socket)),
     }
-    for (name, value) in &program.manifest.env {
-        env.retain(|(known, _)| known != name);
-        env.push((name.clone(), value.clone()));
+    if let Some(port) = egress_port(config, program, granted) {
+        env.extend(egress::environment(port));
+    }
+    // The manifest's own value stands where the node has none.
+    let own = program.manifest.env.clone();
+    let given = granted.env.iter().filter_map(|name| Some((name.clone(), node_value(name)?)));
+    for (name, value) in own.into_iter().chain(given) {
+        env.retain(|(known, _)| *known != name);
+        env.push((name, value));
     }
     env
+}
+
+/// The node's own value of a variable, where that is text.
+fn node_value(name: &str) -> Option<String> {
+    std::env::var(name).ok().filter(|value| !value.contains('\0'))
 }
 
 fn search_path(program: &Program) -> String {
@@ -254,7 +281,12 @@ fn search_path(program: &Program) -> String {
     directories.join(":")
 }
 
-fn private_root(config: &HostConfig, program: &Program, paths: &Paths) -> RootSpec {
+fn private_root(
+    config: &HostConfig,
+    program: &Program,
+    granted: &Granted,
+    paths: &Paths,
+) -> RootSpec {
     let mut root = RootSpec { tmp_bytes: TMP_BYTES, ..RootSpec::default() };
     for path in SYSTEM {
         let path = PathBuf::from(path);
@@ -265,13 +297,14 @@ fn private_root(config: &HostConfig, program: &Program, paths: &Paths) -> RootSp
         }
     }
     root.binds.extend(etc());
-    for path in granted(program) {
+    for (path, exact) in readable(program, granted) {
         let covered = |bind: &Bind| path.starts_with(&bind.target);
         let system = SYSTEM.iter().any(|system| path.starts_with(system));
         if !is_own(&path) && !system && !root.binds.iter().any(covered) {
-            root.binds.push(read(path, true));
+            root.binds.push(Bind { exact, optional: !exact, ..read(path, true) });
         }
     }
+    root.binds.extend(writable(granted));
     root.binds.push(place(paths.mesh_socket(), false));
     let namespaces = config.namespaces == NamespacePolicy::Required;
     if program.manifest.listen == Listen::Fd {
@@ -281,9 +314,9 @@ fn private_root(config: &HostConfig, program: &Program, paths: &Paths) -> RootSp
     if program.manifest.listen != Listen::Fd || !namespaces {
         root.binds.push(place(paths.own(), true));
     }
-    root.masks = masks(config);
+    root.masks = masks(config, granted);
     root.files = files(program.manifest.name.as_str());
-    if shares_network(config, program) {
+    if shares_network(config, granted) {
         let resolve = Path::new("/etc/resolv.conf");
         root.binds.push(read(resolve.into(), false));
     }
@@ -293,20 +326,32 @@ fn private_root(config: &HostConfig, program: &Program, paths: &Paths) -> RootSp
 /// A part of the plugin's place in the run directory, under its short name inside.
 fn place(source: PathBuf, writable: bool) -> Bind {
     let target = Path::new(INSIDE).join(source.file_name().unwrap_or_default());
-    Bind { source, target, writable, own: false, optional: false }
+    Bind { source, target, writable, ..Bind::default() }
 }
 
-/// What the program may read beside the system's, ancestors first.
-fn granted(program: &Program) -> Vec<PathBuf> {
-    let mut granted = program.read_paths.clone();
-    granted.push(program.working_dir.clone());
-    granted.extend(program.manifest.permissions.iter().filter_map(|permission| match permission {
-        Permission::Read(path) => Some(PathBuf::from(path)),
-        _ => None,
-    }));
-    granted.sort();
-    granted.dedup();
-    granted
+/// What the program may read beside the system's, ancestors first; true for what its permissions
+/// name, which must be there and be what it was when it was judged.
+fn readable(program: &Program, granted: &Granted) -> Vec<(PathBuf, bool)> {
+    let mut readable: Vec<(PathBuf, bool)> =
+        program.read_paths.iter().map(|path| (path.clone(), false)).collect();
+    readable.push((program.working_dir.clone(), false));
+    readable.extend(granted.reads.iter().map(|path| (PathBuf::from(path), true)));
+    readable.sort();
+    readable.dedup_by(|later, earlier| later.0 == earlier.0);
+    readable
+}
+
+/// What it was granted to write to or to drive, as it was when it was judged.
+fn writable(granted: &Granted) -> impl Iterator<Item = Bind> {
+    let bind = |path: &String, device| Bind {
+        writable: true,
+        exact: true,
+        optional: false,
+        device,
+        ..read(path.into(), true)
+    };
+    let writes = granted.writes.iter().map(move |path| bind(path, false));
+    writes.chain(granted.devices.iter().map(move |path| bind(path, true)))
 }
 
 fn is_own(path: &Path) -> bool {
@@ -314,7 +359,7 @@ fn is_own(path: &Path) -> bool {
 }
 
 fn read(path: PathBuf, own: bool) -> Bind {
-    Bind { source: path.clone(), target: path, writable: false, own, optional: true }
+    Bind { source: path.clone(), target: path, own, optional: true, ..Bind::default() }
 }
 
 fn etc() -> Vec<Bind> {
@@ -330,9 +375,10 @@ fn etc() -> Vec<Bind> {
     names.into_iter().map(|name| read(Path::new("/etc").join(name), false)).collect()
 }
 
-fn masks(config: &HostConfig) -> Vec<PathBuf> {
+fn masks(config: &HostConfig, granted: &Granted) -> Vec<PathBuf> {
     let mut masks = vec![config.data_dir.clone(), config.run_dir.clone()];
     masks.extend(config.hidden_paths.iter().cloned());
+    masks.extend(granted.hidden.iter().map(PathBuf::from));
     let mut homes = vec![PathBuf::from("/root")];
     homes.extend(std::env::var_os("HOME").map(PathBuf::from));
     for home in homes {
@@ -365,56 +411,6 @@ fn files(name: &str) -> Vec<(PathBuf, String)> {
     ]
 }
 
-/// What the plugin wants and does not get, for its status.
-pub(crate) fn warnings(config: &HostConfig, program: &Program) -> Vec<String> {
-    let mut warnings = Vec::new();
-    if config.namespaces == NamespacePolicy::Off {
-        warnings.push(
-            "isolation is reduced: the operator turned namespaces off; the plugin sees the \
-             node's processes and network, and only Landlock keeps it from its files"
-                .into(),
-        );
-    }
-    for (layer, policy) in [("landlock", config.landlock), ("seccomp", config.seccomp)] {
-        if policy == LayerPolicy::Off {
-            warnings.push(format!("isolation is reduced: the operator turned {layer} off"));
-        }
-    }
-    let broad = granted(program).into_iter().filter(|path| source::is_broad(path) && !is_own(path));
-    warnings.extend(broad.map(|path| {
-        format!("it can read all of {}: give it a directory of its own to work in", path.display())
-    }));
-    for permission in &program.manifest.permissions {
-        let granted = match permission {
-            Permission::Network | Permission::NetworkTo(_) => shares_network(config, program),
-            Permission::Write(_) => config.namespaces == NamespacePolicy::Off,
-            Permission::Read(_) | Permission::Call(_) => true,
-        };
-        if !granted {
-            warnings.push(format!("permission `{permission}` is not granted; it runs without"));
-        }
-    }
-    warnings
-}
-
-/// A program inside a covered directory could not be seen by itself.
-pub(crate) fn check(config: &HostConfig, program: &Program) -> Result<(), String> {
-    if config.namespaces == NamespacePolicy::Off && config.landlock == LayerPolicy::Off {
-        return Ok(());
-    }
-    let own = [Path::new(&program.argv[0]), program.working_dir.as_path()];
-    for hidden in [&config.data_dir, &config.run_dir].into_iter().chain(&config.hidden_paths) {
-        if let Some(path) = own.iter().find(|path| path.starts_with(hidden)) {
-            return Err(format!(
-                "{} lies in {}, which no plugin may see: move the plugin elsewhere",
-                path.display(),
-                hidden.display()
-            ));
-        }
-    }
-    Ok(())
-}
-
 /// How long starting may take.
 pub(crate) fn start_timeout(config: &HostConfig, program: &Program) -> Duration {
     program.manifest.start_timeout.unwrap_or(config.start_timeout)
@@ -425,6 +421,7 @@ mod tests {
     use protocol::manifest::Manifest;
 
     use super::*;
+    use crate::permissions::{Policies, Policy, meet};
 
     fn program(read_paths: &[&str]) -> Program {
         Program {
@@ -443,13 +440,22 @@ mod tests {
     }
 
     fn jail(config: &HostConfig, program: &Program, instance: &str) -> JailSpec {
-        super::jail(config, program, &Seat::new("echo", 1, None), instance)
+        super::jail(config, program, &seat(), &Granted::default(), instance)
+    }
+
+    fn jail_of(config: &HostConfig, program: &Program, granted: &Granted) -> JailSpec {
+        super::jail(config, program, &seat(), granted, "i")
+    }
+
+    fn seat() -> Seat {
+        Seat::new("echo", 1, None)
     }
 
     #[test]
     fn instances_share_neither_directory_nor_user_nor_name() {
         let program = program(&[]);
-        let second = super::jail(&config(), &program, &Seat::new("echo", 2, None), "i");
+        let second =
+            super::jail(&config(), &program, &Seat::new("echo", 2, None), &Granted::default(), "i");
         assert_eq!(second.name, "echo.2");
         let mesh = Path::new("/run/bh/plugins/echo.2/mesh.sock");
         assert!(second.root.binds.iter().any(|bind| bind.source == mesh));
@@ -512,17 +518,71 @@ mod tests {
         assert_eq!(socket, "/run/bh/plugins/echo/own/plugin.sock");
     }
 
+    fn read_all(list: &[&str]) -> Vec<Permission> {
+        list.iter().map(|text| text.parse().expect(text)).collect()
+    }
+
+    fn granted(asked: &[&str]) -> Granted {
+        let asked = read_all(asked);
+        meet(&asked, &Policy { allow: asked.clone(), deny: Vec::new() })
+    }
+
     #[test]
     fn the_network_is_shared_only_where_asked_for_and_granted() {
-        let mut config = config();
+        let (config, mut program) = (config(), program(&[]));
+        assert!(!jail_of(&config, &program, &Granted::default()).host_network);
+        program.manifest.permissions = read_all(&["host-network", "network"]);
+        let denied = meet(&program.manifest.permissions, &Policies::default().of("echo"));
+        let spec = jail_of(&config, &program, &denied);
+        assert!(!spec.host_network);
+        assert!(spec.egress.is_some(), "it is told what it lacks");
+        assert_eq!(warnings(&config, &program, &denied).len(), 2);
+        let spec = jail_of(&config, &program, &granted(&["host-network", "network"]));
+        assert!(spec.host_network && spec.egress.is_none());
+    }
+
+    #[test]
+    fn a_plugin_that_asks_for_the_network_is_told_of_its_proxy() {
         let mut program = program(&[]);
-        assert!(!jail(&config, &program, "i").host_network);
-        config.network = NetworkPolicy::Host;
-        assert!(!jail(&config, &program, "i").host_network);
-        program.manifest.permissions = vec![Permission::Network];
-        assert!(jail(&config, &program, "i").host_network);
-        config.network = NetworkPolicy::None;
-        assert!(!jail(&config, &program, "i").host_network);
-        assert_eq!(warnings(&config, &program).len(), 1);
+        let spec = jail_of(&config(), &program, &Granted::default());
+        assert!(spec.egress.is_none() && spec.env.iter().all(|(name, _)| name != "HTTP_PROXY"));
+        program.manifest.permissions = read_all(&["network"]);
+        program.manifest.listen = Listen::Tcp(3_128);
+        let spec = jail_of(&config(), &program, &granted(&["network"]));
+        let port = spec.egress.expect("asked for");
+        assert_ne!(port, 3_128, "that is the plugin's own");
+        let proxy = ("HTTPS_PROXY".to_owned(), format!("http://127.0.0.1:{port}"));
+        assert!(spec.env.contains(&proxy), "{:?}", spec.env);
+    }
+
+    #[test]
+    fn granted_paths_are_bound_as_they_were_judged() {
+        let granted = granted(&["read:/srv", "write:/srv/data", "device:/dev/full"]);
+        let spec = jail_of(&config(), &program(&[]), &granted);
+        let bind = |path: &str| {
+            let found = spec.root.binds.iter().find(|bind| bind.target == Path::new(path));
+            found.unwrap_or_else(|| panic!("{path} is bound")).clone()
+        };
+        assert!(!bind("/srv").writable && bind("/srv").exact && !bind("/srv").optional);
+        assert!(bind("/srv/data").writable && bind("/srv/data").own && bind("/srv/data").exact);
+        assert!(bind("/dev/full").device);
+        assert!(spec.root.binds.iter().filter(|bind| bind.device).count() == 1);
+    }
+
+    #[test]
+    fn a_granted_path_must_be_there_and_be_itself() {
+        let directory = tempfile::tempdir().expect("made");
+        let real = std::fs::canonicalize(directory.path()).expect("there");
+        let link = real.join("link");
+        std::os::unix::fs::symlink("/etc", &link).expect("made");
+        let refused = |path: &Path| {
+            let granted = granted(&[&format!("read:{}", path.display())]);
+            check(&config(), &program(&[]), &granted).expect_err("refused")
+        };
+        assert_eq!(check(&config(), &program(&[]), &granted(&["read:/usr"])), Ok(()));
+        assert!(refused(&link).contains("leads to /etc"), "{}", refused(&link));
+        let gone = real.join("gone");
+        assert!(refused(&gone).contains(&format!("`read:{}`", gone.display())));
+        assert!(refused(Path::new("/proc")).contains("has its own"));
     }
 }

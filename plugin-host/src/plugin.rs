@@ -27,8 +27,10 @@ use crate::{
     allowance::Allowance,
     channel::{Channel, Channels},
     config::HostConfig,
+    egress::Lookups,
     lifecycle::{State, Step},
     logs::{self, Logs},
+    permissions::Access,
     plan::Paths,
     process::Process,
     restart::{Restarts, Verdict},
@@ -64,6 +66,10 @@ pub(crate) struct Context {
     pub(crate) events: mpsc::Sender<HostEvent>,
     pub(crate) transitions: broadcast::Sender<Transition>,
     pub(crate) logs: Logs,
+    /// What it may do.
+    pub(crate) access: Arc<Access>,
+    /// The host's, for the egress proxy.
+    pub(crate) lookups: Lookups,
     pub(crate) status: Arc<Mutex<PluginStatus>>,
     pub(crate) phase: watching::Sender<Phase>,
     /// Since when the run that answers now is ready.
@@ -137,6 +143,8 @@ struct Run {
     /// It has the `Lifecycle` contract.
     contract: bool,
     captures: Captures,
+    /// Its way out of the jail's network; ends with the run.
+    _egress: Option<AbortOnDropHandle<()>>,
 }
 
 /// Reads the output of a process until it ends, and a moment longer.

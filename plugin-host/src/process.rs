@@ -108,6 +108,8 @@ pub(crate) struct Process {
     pub(crate) init: u32,
     /// Layers in force.
     pub(crate) layers: Vec<String>,
+    /// Listens on its jail's loopback, for the egress proxy to accept on.
+    pub(crate) egress: Option<OwnedFd>,
     control: Control,
     end: watch::Receiver<Option<End>>,
     pidfd: Option<AsyncFd<OwnedFd>>,
@@ -158,9 +160,14 @@ impl Start {
         let timed_out = |_| StartFailure::new("launcher", "the jail was not built in time");
         // The second time for a zygote that ended with the order in its hands.
         for _ in 0..2 {
-            let spawner = self.spawner.clone();
-            let mut starting =
-                Starting { spawner, launcher: None, init: None, program: None, own_pids };
+            let mut starting = Starting {
+                spawner: self.spawner.clone(),
+                launcher: None,
+                init: None,
+                program: None,
+                egress: None,
+                own_pids,
+            };
             let outcome = timeout_at(deadline, starting.follow(&order, &granted)).await;
             if let Some((socket, layers)) = outcome.map_err(timed_out)?? {
                 return starting.into_process(socket, layers);
@@ -188,6 +195,7 @@ struct Starting {
     launcher: Option<OwnedFd>,
     init: Option<(u32, OwnedFd)>,
     program: Option<u32>,
+    egress: Option<OwnedFd>,
     own_pids: bool,
 }
 
@@ -215,6 +223,7 @@ impl Starting {
                 Report::Outside => self.launcher = received.descriptors.pop(),
                 Report::Init => self.init = received.pid.map(hold).transpose().map_err(failed)?,
                 Report::Program => self.program = received.pid,
+                Report::Egress => self.egress = received.descriptors.pop(),
                 Report::Started { layers } => return Ok(Some((socket, layers))),
                 Report::Refused { layer, reason, advice } => {
                     return Err(StartFailure { layer, reason, advice });
@@ -246,6 +255,7 @@ impl Starting {
             pid,
             init,
             layers,
+            egress: self.egress.take(),
             control,
             end,
             pidfd: Some(pidfd),

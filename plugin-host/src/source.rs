@@ -8,7 +8,7 @@ use std::{
 };
 
 use bytes::Bytes;
-use protocol::manifest::{Defaults, Isolation, Listen, Manifest, PluginName};
+use protocol::manifest::{Defaults, Isolation, Listen, Manifest, Permission, PluginName};
 
 use crate::status::{Command, LoadError, Source};
 
@@ -166,6 +166,12 @@ fn from_command(command: &Command) -> Result<Program, LoadError> {
         "" => Listen::Unix,
         other => other.parse().map_err(|error| LoadError::Invalid(format!("--listen: {error}")))?,
     };
+    for permission in &command.permissions {
+        let permission = permission.parse();
+        let permission: Permission =
+            permission.map_err(|error| LoadError::Invalid(format!("--permission: {error}")))?;
+        manifest.permissions.push(permission);
+    }
     for service in &command.services {
         let name = service.parse().map_err(|error| LoadError::Invalid(format!("{error}")))?;
         manifest.interface.services.push(name);

@@ -2,6 +2,7 @@
 
 use std::{
     path::PathBuf,
+    sync::Arc,
     time::{Duration, SystemTime},
 };
 
@@ -18,13 +19,20 @@ use crate::{
     lifecycle::State,
     limits::Mechanism,
     logs::LogRecord,
+    permissions::{Access, Counts, Granted},
 };
 
 /// Serves the mesh to one plugin on a socket that is the plugin's identity.
 pub trait MeshDoor: Send + Sync {
-    /// Begins to serve calls that arrive on `listener`, made by `plugin`. Dropping the guard ends
-    /// it. Called within a tokio runtime; the listener is non-blocking.
-    fn open(&self, plugin: &str, listener: std::os::unix::net::UnixListener) -> Box<dyn Send>;
+    /// Begins to serve calls that arrive on `listener`, made by `plugin`, as far as
+    /// [`Access::may_call`] lets them pass. Dropping the guard ends it. Called within a tokio
+    /// runtime; the listener is non-blocking.
+    fn open(
+        &self,
+        plugin: &str,
+        access: Arc<Access>,
+        listener: std::os::unix::net::UnixListener,
+    ) -> Box<dyn Send>;
 }
 
 /// What is to be loaded.
@@ -90,6 +98,9 @@ pub struct Command {
     pub working_dir: Option<PathBuf>,
     /// Absolute; what it may read beside its own files and the system's.
     pub read_paths: Vec<PathBuf>,
+    /// What it asks for, as a manifest writes it; met with the operator's policy like any other.
+    #[serde(default)]
+    pub permissions: Vec<String>,
 }
 
 /// All that is known of one plugin at a moment. Of several instances: sums, and the state of the
@@ -152,6 +163,12 @@ pub struct PluginStatus {
     pub described: Option<Described>,
     /// Its own figures, as it last told them.
     pub metrics: Vec<Metric>,
+    /// The permissions it asks for, in normal form.
+    pub asked: Vec<String>,
+    /// What it has of them, and what not.
+    pub granted: Granted,
+    /// What all its instances were refused, and what the egress proxy carried for them.
+    pub counts: Counts,
     /// The group it is supervised and limited with, and how that is supervised.
     pub group: Option<(String, Strategy)>,
     /// Which instance this is, from 1.

@@ -8,13 +8,15 @@ use std::{
     time::{Duration, Instant},
 };
 
-use blackhole_plugin_host::{Command, Host, HostConfig, LoadRequest, MeshDoor, Source};
+use blackhole_plugin_host::{
+    Command, Host, HostConfig, LoadRequest, MeshDoor, Source, permissions::Access,
+};
 use protocol::ports::{Store, StoreError};
 
 struct Door;
 
 impl MeshDoor for Door {
-    fn open(&self, _: &str, listener: UnixListener) -> Box<dyn Send> {
+    fn open(&self, _: &str, _: Arc<Access>, listener: UnixListener) -> Box<dyn Send> {
         Box::new(listener)
     }
 }

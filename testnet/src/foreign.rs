@@ -68,6 +68,7 @@ impl Foreign {
             services: Vec::new(),
             working_dir: directory.display().to_string(),
             read_paths: self.get("PYTHON_READ")?.split(':').map(str::to_owned).collect(),
+            permissions: Vec::new(),
         }))
     }
 
@@ -83,6 +84,7 @@ impl Foreign {
             services: Vec::new(),
             working_dir: directory.display().to_string(),
             read_paths: vec![directory.display().to_string()],
+            permissions: Vec::new(),
         }))
     }
 

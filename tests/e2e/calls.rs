@@ -228,13 +228,33 @@ async fn a_method_that_does_not_exist_is_unimplemented_not_unavailable() {
 async fn a_plugin_calls_another_through_its_own_mesh_socket() {
     let cluster = Cluster::start(&["a", "b"]).await.must();
     let [a, b] = ["a", "b"].map(|name| cluster.peer(name).must());
-    a.load(&packages::plugin("echo").must()).await.must();
+    let aside = tempfile::tempdir().must();
+    let asks = "permissions: [\"call:demo.v1.Counter\"]";
+    a.load(&packages::variant(aside.path(), "caller", "echo", asks).must()).await.must();
     b.load(&packages::plugin("counter").must()).await.must();
     cluster.all_see(crate::support::COUNTER, &["b"], KNOWN_WITHIN).await.must();
     let request = plugins::demo::CountThroughMeshRequest { name: "mesh".into(), amount: 5 };
     let counted = probe(a).count_through_mesh(timed(request)).await.must().into_inner();
     assert_eq!(counted.value, 5);
     assert_eq!(counted.instance, b.plugin("counter").await.must().instance);
+}
+
+#[tokio::test]
+async fn a_plugin_calls_nothing_that_it_does_not_ask_for_or_that_the_operator_denies() {
+    let cluster = Cluster::start(&["a"]).await.must();
+    let a = cluster.peer("a").must();
+    // The paper's own manifest asks for no call.
+    a.load(&packages::plugin("echo").must()).await.must();
+    a.load(&packages::plugin("counter").must()).await.must();
+    cluster.all_see(crate::support::COUNTER, &["a"], KNOWN_WITHIN).await.must();
+    let request = plugins::demo::CountThroughMeshRequest { name: "mesh".into(), amount: 5 };
+    let refused = probe(a).count_through_mesh(timed(request)).await.expect_err("not asked for");
+    assert_eq!(refused.code(), Code::PermissionDenied, "{refused}");
+    assert!(refused.message().contains("`call:demo.v1.Counter`"), "{refused}");
+    let echo = a.plugin("echo").await.must();
+    assert_eq!(echo.denials["call"], 1);
+    assert_eq!(echo.permissions_asked, ["network"]);
+    assert!(echo.permissions_granted.is_empty());
 }
 
 #[tokio::test]

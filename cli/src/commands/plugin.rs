@@ -166,6 +166,7 @@ fn exec(line: &str, listen: &str, args: &Load, world: &World) -> Result<Exec, Fa
         argv: words,
         listen: listen.into(),
         services: args.services.iter().map(ToString::to_string).collect(),
+        permissions: args.permissions.iter().map(ToString::to_string).collect(),
         working_dir: text(&world.directory)?,
         read_paths,
     })

@@ -100,6 +100,21 @@ pub fn info(plugin: &Plugin, colour: bool) -> String {
     if plugin.over_limit > 0 {
         facts.add("over limit", format!("{} times", plugin.over_limit));
     }
+    facts.list("asks for", &plugin.permissions_asked);
+    facts.list("granted", &plugin.permissions_granted);
+    facts.list("denied", &plugin.permissions_denied);
+    if !plugin.denials.is_empty() {
+        let mut counts: Vec<_> = plugin.denials.iter().collect();
+        counts.sort();
+        let counts: Vec<String> =
+            counts.iter().map(|(kind, count)| format!("{kind} {count}")).collect();
+        facts.add("refused", counts.join(", "));
+    }
+    if plugin.egress_connections > 0 {
+        let (sent, received) = (size(plugin.egress_sent_bytes), size(plugin.egress_received_bytes));
+        let count = plugin.egress_connections;
+        facts.add("outbound", format!("{count} connections, {sent} out, {received} in"));
+    }
     if plugin.logs_lost > 0 {
         facts.add("logs lost", format!("{} lines", plugin.logs_lost));
     }
@@ -176,6 +191,17 @@ pub fn document(plugin: &Plugin) -> Value {
             json!({"name": it.name, "value": it.value, "labels": it.labels})
         }).collect::<Vec<_>>(),
         "instances": plugin.instances.iter().map(document).collect::<Vec<_>>(),
+        "permissions": {
+            "asked": plugin.permissions_asked,
+            "granted": plugin.permissions_granted,
+            "denied": plugin.permissions_denied,
+        },
+        "denials": plugin.denials,
+        "egress": {
+            "connections": plugin.egress_connections,
+            "sent_bytes": plugin.egress_sent_bytes,
+            "received_bytes": plugin.egress_received_bytes,
+        },
     })
 }
 

@@ -52,6 +52,13 @@ impl Grpc {
         own.with_routes(reflected, &reflection).with_routes(watched, &health)
     }
 
+    /// Carries calls through `invoke` instead; everything else, and the bound on calls in
+    /// progress, stays shared.
+    pub fn through(mut self, invoke: Arc<dyn Invoke>) -> Self {
+        self.invoke = invoke;
+        self
+    }
+
     /// Also answers `services` here, by `routes` (tonic's `Routes::into_axum_router`). They are
     /// not part of the mesh and hide mesh services of the same name on this listener.
     pub fn with_routes(

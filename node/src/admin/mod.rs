@@ -238,6 +238,7 @@ fn load_request(request: api::PluginLoadRequest) -> Result<LoadRequest, Status> 
             services: exec.services,
             working_dir: (!exec.working_dir.is_empty()).then(|| exec.working_dir.into()),
             read_paths: exec.read_paths.into_iter().map(Into::into).collect(),
+            permissions: exec.permissions,
         }),
         None => return Err(Status::invalid_argument("say what to load: a path or a command")),
     };

@@ -1,9 +1,12 @@
 //! What the node's parts say, in the admin contract's words.
 
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::{
+    collections::HashMap,
+    time::{Duration, SystemTime, UNIX_EPOCH},
+};
 
-use plugin_host::{LogFilter, LogRecord, PluginStatus, State};
-use protocol::proto::admin as api;
+use plugin_host::{LogFilter, LogRecord, PluginStatus, State, permissions::Counts};
+use protocol::{manifest::permission::Kind, proto::admin as api};
 use router::{Explained, Explanation};
 
 use super::{Node, probe::probe};
@@ -138,6 +141,13 @@ pub fn plugin(node: &Node, it: PluginStatus) -> api::Plugin {
         last_health_check: time(it.last_health_check),
         isolation: it.isolation,
         logs_lost: it.logs_lost,
+        permissions_asked: it.asked,
+        permissions_granted: it.granted.words(),
+        permissions_denied: it.granted.denied.iter().map(ToString::to_string).collect(),
+        denials: denials(&it.counts),
+        egress_connections: it.counts.connections,
+        egress_sent_bytes: it.counts.sent_bytes,
+        egress_received_bytes: it.counts.received_bytes,
         group,
         strategy,
         mechanisms: it.mechanisms.into_iter().map(mechanism).collect(),
@@ -167,6 +177,12 @@ pub fn log_filter(request: &api::PluginLogsRequest, now: SystemTime) -> LogFilte
 fn mechanism(it: plugin_host::Mechanism) -> api::Mechanism {
     let plugin_host::Mechanism { resource, limit, means } = it;
     api::Mechanism { resource: resource.into(), limit, means }
+}
+
+/// Refused attempts, by kind of permission; kinds without any are left out.
+fn denials(counts: &Counts) -> HashMap<String, u64> {
+    let count = |kind: Kind| (kind.as_str().to_owned(), counts.denials[kind as usize]);
+    Kind::ALL.into_iter().map(count).filter(|(_, count)| *count > 0).collect()
 }
 
 /// One line of a plugin's log.

@@ -4,13 +4,13 @@ use std::time::Duration;
 use std::{collections::BTreeMap, fmt::Display, ops::RangeInclusive, path::PathBuf, str::FromStr};
 
 use multiaddr::Multiaddr;
-use plugin_host::{CgroupPolicy, GroupConfig};
+use plugin_host::{CgroupPolicy, GroupConfig, permissions::Policies};
 use protocol::{
     document::{self, Fields, Mistake, Mistakes, Value},
     id::NetworkName,
 };
 
-use super::{Service, Supervision};
+use super::{Service, Supervision, permissions};
 
 /// What a configuration file says; everything is optional.
 #[derive(Debug, Default)]
@@ -37,6 +37,7 @@ pub struct ConfigFile {
     /// Whether plugins' system calls must be filtered.
     pub seccomp: Option<bool>,
     pub cgroups: Option<CgroupPolicy>,
+    pub permissions: Policies,
     pub supervision: Supervision,
     pub routing: router::Policies,
     pub services: BTreeMap<String, Service>,
@@ -201,6 +202,7 @@ impl Reader {
         if let Some(count) = self.whole_number(&mut fields, "max", 1..=100_000) {
             self.file.supervision.plugins_max = count as usize;
         }
+        self.file.permissions = permissions::policies(&mut fields, &mut self.found);
         fields.finish(&mut self.found);
     }
 

@@ -45,6 +45,7 @@ pub fn settings(args: RunArgs) -> Result<Settings, ConfigError> {
         landlock: file.landlock.unwrap_or(true),
         seccomp: file.seccomp.unwrap_or(true),
         cgroups: file.cgroups.unwrap_or_default(),
+        permissions: file.permissions,
         supervision: file.supervision,
         routing: file.routing,
         services: file.services,

@@ -5,13 +5,14 @@
 
 mod file;
 mod merge;
+mod permissions;
 mod routing;
 mod supervise;
 
 use std::{collections::BTreeMap, net::SocketAddr, path::PathBuf, time::Duration};
 
 use multiaddr::Multiaddr;
-use plugin_host::{CgroupPolicy, GroupConfig};
+use plugin_host::{CgroupPolicy, GroupConfig, permissions::Policies};
 use protocol::{
     id::NetworkName,
     manifest::{Resources, Restart, RestartWhen},
@@ -63,6 +64,8 @@ pub struct Settings {
     pub seccomp: bool,
     /// Whether limits of plugins may, or must, be held by control groups.
     pub cgroups: CgroupPolicy,
+    /// What plugins may have of what they ask for.
+    pub permissions: Policies,
     /// How plugins are watched.
     pub supervision: Supervision,
     /// How calls of each service are routed.

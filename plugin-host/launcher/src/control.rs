@@ -55,6 +55,9 @@ pub enum Report {
     Init,
     /// Sent by what becomes the program; its credentials name it.
     Program,
+    /// The descriptor that comes with this message listens on the jail's loopback, on the port
+    /// that [`JailSpec::egress`] names. Sent before [`Report::Started`].
+    Egress,
     /// The program was executed, with these layers in force.
     Started {
         /// Names of the layers.

@@ -21,7 +21,7 @@ use rustix::{
 
 use crate::{
     control::{self, Order, Report},
-    init,
+    egress, init,
     root::{self, Trees},
     spec::{INSIDE_ID, JailSpec},
     sys::{self, Fork},
@@ -289,6 +289,10 @@ fn build(spec: &JailSpec, trees: Option<Trees>, control: &OwnedFd) -> Result<Lay
         } else {
             loopback()?;
             layers.push("net-ns".into());
+            if let Some(port) = spec.egress {
+                egress::hand_over(port, control)?;
+                layers.push("egress-proxy".into());
+            }
         }
         let trees = match trees {
             Some(trees) => trees,

@@ -54,6 +54,8 @@ enum Grant {
     Write,
     /// Contents and changing them, of files that are there.
     Update,
+    /// A granted device: also its own commands.
+    Device,
 }
 
 impl Grant {
@@ -67,6 +69,7 @@ impl Grant {
             Self::Execute => read | AccessFs::Execute,
             Self::Write => AccessFs::from_all(NEWEST) & !devices,
             Self::Update => AccessFs::ReadFile | AccessFs::WriteFile | AccessFs::Truncate,
+            Self::Device => Self::Update.access() | AccessFs::IoctlDev,
         }
     }
 }
@@ -138,7 +141,11 @@ fn grants(spec: &JailSpec) -> io::Result<Vec<(PathBuf, Grant)>> {
     let mut grants = Vec::new();
     let masks = if spec.namespaces { Vec::new() } else { real(&spec.root.masks) };
     for bind in &spec.root.binds {
-        let grant = if bind.writable { Grant::Write } else { Grant::Execute };
+        let grant = match (bind.device, bind.writable) {
+            (true, _) => Grant::Device,
+            (false, true) => Grant::Write,
+            (false, false) => Grant::Execute,
+        };
         if spec.namespaces {
             grants.push((bind.target.clone(), grant));
         } else {
@@ -291,13 +298,7 @@ mod tests {
         fs::create_dir(root.join("secret")).expect("made");
         fs::create_dir(root.join("open")).expect("made");
         std::os::unix::fs::symlink(root.join("secret"), root.join("link")).expect("linked");
-        let bind = Bind {
-            source: root.clone(),
-            target: root.clone(),
-            writable: false,
-            own: false,
-            optional: false,
-        };
+        let bind = Bind { source: root.clone(), target: root.clone(), ..Bind::default() };
         let kept = sources(&bind, &[root.join("secret")]).expect("listed");
         assert_eq!(kept, [root.join("open")]);
     }
@@ -308,8 +309,7 @@ mod tests {
             source: path.into(),
             target: path.into(),
             writable,
-            own: false,
-            optional: false,
+            ..Bind::default()
         };
         let spec = JailSpec {
             namespaces: true,

@@ -23,6 +23,7 @@
 //! silence. This crate is the one home of `unsafe` (module `sys`).
 
 pub mod control;
+mod egress;
 mod init;
 mod jail;
 mod landlock;

@@ -8,13 +8,14 @@ use std::{
     fs, io,
     os::{
         fd::{AsFd, BorrowedFd, OwnedFd},
-        unix::fs::{MetadataExt, OpenOptionsExt, PermissionsExt, symlink},
+        unix::fs::{FileTypeExt, MetadataExt, OpenOptionsExt, PermissionsExt, symlink},
     },
     path::{Component, Path, PathBuf},
 };
 
 use rustix::{
-    fs::CWD,
+    fs::{CWD, Mode, OFlags, ResolveFlags, openat2},
+    io::Errno,
     mount::{
         MountFlags, MountPropagationFlags, MoveMountFlags, OpenTreeFlags, UnmountFlags, mount,
         mount_change, mount_remount, move_mount, open_tree, unmount,
@@ -48,17 +49,17 @@ impl Trees {
         let mut maps = IdMaps::default();
         let mut binds = Vec::new();
         for bind in &spec.root.binds {
-            let metadata = match fs::metadata(&bind.source) {
-                Ok(metadata) => metadata,
-                Err(_) if bind.optional => continue,
-                Err(error) => return Err(unreadable(bind, &error)),
-            };
-            let tree = open(&bind.source).map_err(|error| unreadable(bind, &error))?;
+            if bind.optional && fs::metadata(&bind.source).is_err() {
+                continue;
+            }
+            let (tree, metadata) = opened(bind).map_err(|error| unreadable(bind, &error))?;
             if let (true, Some(outside)) = (bind.own, spec.outside_id) {
                 // A convenience: not every file system can.
                 let _ = maps.apply(&tree, metadata.uid(), metadata.gid(), outside);
             }
-            let mut set = libc::MOUNT_ATTR_NOSUID | libc::MOUNT_ATTR_NODEV;
+            let no_devices =
+                if bind.device { libc::MOUNT_ATTR_NOEXEC } else { libc::MOUNT_ATTR_NODEV };
+            let mut set = libc::MOUNT_ATTR_NOSUID | no_devices;
             if !bind.writable {
                 set |= libc::MOUNT_ATTR_RDONLY;
             }
@@ -81,11 +82,33 @@ fn unreadable(bind: &Bind, error: &io::Error) -> Refusal {
         .advise("name only paths that exist and that the node's user may read")
 }
 
+/// The source of a bind, and what it is: one look-up for both.
+fn opened(bind: &Bind) -> io::Result<(OwnedFd, fs::Metadata)> {
+    let tree = if bind.exact {
+        let flags = OFlags::PATH | OFlags::CLOEXEC;
+        let links = ResolveFlags::NO_SYMLINKS;
+        let found = openat2(CWD, &bind.source, flags, Mode::empty(), links).map_err(|error| {
+            let text = "it leads through a symbolic link: name where it leads";
+            if error == Errno::LOOP { io::Error::other(text) } else { error.into() }
+        })?;
+        open_tree(found, "", TREE | OpenTreeFlags::AT_EMPTY_PATH)?
+    } else {
+        open(&bind.source)?
+    };
+    let metadata = fs::File::from(tree.try_clone()?).metadata()?;
+    if bind.device && !metadata.file_type().is_char_device() {
+        return Err(io::Error::other("it is no character device"));
+    }
+    Ok((tree, metadata))
+}
+
+/// A detached copy of all that is mounted at and below a place.
+const TREE: OpenTreeFlags = OpenTreeFlags::OPEN_TREE_CLONE
+    .union(OpenTreeFlags::OPEN_TREE_CLOEXEC)
+    .union(OpenTreeFlags::AT_RECURSIVE);
+
 fn open(path: &Path) -> io::Result<OwnedFd> {
-    let flags = OpenTreeFlags::OPEN_TREE_CLONE
-        | OpenTreeFlags::OPEN_TREE_CLOEXEC
-        | OpenTreeFlags::AT_RECURSIVE;
-    Ok(open_tree(CWD, path, flags)?)
+    Ok(open_tree(CWD, path, TREE)?)
 }
 
 fn restrict(tree: &OwnedFd, set: u64) -> io::Result<()> {
@@ -196,7 +219,8 @@ fn place(site: &Path, path: &Path, is_directory: bool) -> io::Result<PathBuf> {
     let path = inside(site, path);
     if is_directory {
         fs::create_dir_all(&path)?;
-    } else {
+    } else if !path.is_file() {
+        // Within another bind, which may be read-only, it is there already.
         make_parent(&path)?;
         fs::OpenOptions::new().write(true).create(true).truncate(false).mode(0o444).open(&path)?;
     }

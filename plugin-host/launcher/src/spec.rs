@@ -24,6 +24,10 @@ pub struct JailSpec {
     pub namespaces: bool,
     /// Keep the host's network instead of an empty one.
     pub host_network: bool,
+    /// Open this TCP port on the loopback of the jail's own network and hand the listener to the
+    /// host ([`crate::Report::Egress`]), which accepts there: the program's one way out. Without
+    /// an own network there is none to open it in, and it is left out.
+    pub egress: Option<u16>,
     /// The user and group id that the program has outside. Only a host with rights over other ids
     /// may choose one; `None` keeps the host's own.
     pub outside_id: Option<u32>,
@@ -68,7 +72,8 @@ pub enum Internet {
 /// The private root: a read-only tmpfs with what is listed here.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
 pub struct RootSpec {
-    /// Parts of the host's file system. Ancestors first; none lies within another.
+    /// Parts of the host's file system. Ancestors first; one lies within another only
+    /// where it may be written to and the other not.
     pub binds: Vec<Bind>,
     /// Symbolic links: path, target.
     pub links: Vec<(PathBuf, PathBuf)>,
@@ -80,8 +85,9 @@ pub struct RootSpec {
     pub tmp_bytes: u64,
 }
 
-/// A part of the host's file system inside the jail, without devices and set-uid.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+/// A part of the host's file system inside the jail, without set-uid and, but for `device`,
+/// without devices.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
 pub struct Bind {
     /// Where it is outside.
     pub source: PathBuf,
@@ -95,6 +101,11 @@ pub struct Bind {
     pub own: bool,
     /// Its absence is no reason to refuse.
     pub optional: bool,
+    /// Refuse a source that is reached through a symbolic link: what was judged by its path must
+    /// be what the path means when it is opened.
+    pub exact: bool,
+    /// The source is a device node that works inside.
+    pub device: bool,
 }
 
 /// Resource limits of each process of the plugin. Core dumps are always off.

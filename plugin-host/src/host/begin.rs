@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use protocol::{
-    manifest::{Listen, Manifest, Resources, Restart, RestartWhen},
+    manifest::{Listen, Manifest, Permission, Resources, Restart, RestartWhen},
     ports::Store,
 };
 use tokio::sync::{mpsc, oneshot, watch};
@@ -20,6 +20,7 @@ use crate::{
     lifecycle::State,
     logs::Logs,
     order,
+    permissions::{Access, Counts, Granted, meet},
     plan::{self, Paths, SOCKET_PATH_BYTES_MAX},
     plugin::{self, Context, ORDERS, Phase},
     seat::Seat,
@@ -95,13 +96,20 @@ impl Host {
             return Err(LoadError::TooMany(inner.config.plugins_max));
         }
         let logs = Logs::new(&inner.config.node_id, &name, inner.config.log_records_kept);
+        let access = inner.access(&name, &resolved.program.manifest.permissions, &logs);
         let part = watch::Sender::new(resolved.loaded.overrides.part.clone().map(Arc::new));
         let mut instances = Vec::new();
         let mut firsts = Vec::new();
         for number in 1..=count {
             let (seen, wish) = (part.subscribe(), &resolved.loaded.limits);
-            let (instance, first) =
-                self.start_instance(&resolved.program, number, &logs, seen, proven, wish);
+            let (instance, first) = self.start_instance(
+                &resolved.program,
+                number,
+                (&logs, &access),
+                seen,
+                proven,
+                wish,
+            );
             instances.push(instance);
             firsts.push(first);
         }
@@ -111,6 +119,7 @@ impl Host {
             keep,
             logs,
             part: Arc::new(part),
+            access,
             instances,
             life: Life::default(),
         };
@@ -130,7 +139,7 @@ impl Host {
         &self,
         program: &Arc<Program>,
         number: u32,
-        logs: &Logs,
+        (logs, access): (&Logs, &Arc<Access>),
         part: watch::Receiver<Part>,
         proven: bool,
         wish: &Resources,
@@ -142,11 +151,12 @@ impl Host {
         let mut status = inner.blank(plugin, State::Discovered, &program.source);
         status.number = number;
         status.version = program.manifest.version.to_string();
-        status.warnings = plan::warnings(&inner.config, program);
+        status.warnings = plan::warnings(&inner.config, program, access.granted());
         let resources = wish.over(&program.manifest.resources);
         let allowance = Allowance::new(seat.clone(), Arc::clone(&inner.warden), resources);
         status.memory_limit_bytes = allowance.memory_limit();
         status.mechanisms = allowance.mechanisms();
+        access.set_bandwidth(allowance.network_bandwidth());
         status.group = group.as_ref().map(|it| (it.name().to_owned(), it.strategy()));
         let (orders, told) = mpsc::channel(ORDERS);
         let (phase, seen) = watch::channel(Phase::FIRST);
@@ -172,6 +182,8 @@ impl Host {
             events: inner.events.clone(),
             transitions: inner.transitions.clone(),
             logs: logs.clone(),
+            access: Arc::clone(access),
+            lookups: inner.lookups.clone(),
             status: Arc::clone(&instance.status),
             phase,
             ready_since: Arc::clone(&instance.ready_since),
@@ -244,7 +256,8 @@ impl Inner {
     /// What depends on this host and its other plugins.
     pub(super) fn check(&self, resolved: &Resolved) -> Result<(), LoadError> {
         let program = &resolved.program;
-        plan::check(&self.config, program).map_err(LoadError::Invalid)?;
+        let granted = self.granted(program);
+        plan::check(&self.config, program, &granted).map_err(LoadError::Invalid)?;
         let count = resolved.instances();
         self.check_count(program, count)?;
         let nodes_of = |entry: &Entry| {
@@ -262,6 +275,18 @@ impl Inner {
         }
     }
 
+    /// What `program` would be granted now.
+    fn granted(&self, program: &Program) -> Granted {
+        let manifest = &program.manifest;
+        meet(&manifest.permissions, &self.config.permissions.of(manifest.name.as_str()))
+    }
+
+    /// What `plugin` may do from now on. What it does not get of what it asked for is logged.
+    fn access(&self, plugin: &str, asked: &[Permission], logs: &Logs) -> Arc<Access> {
+        let policy = self.config.permissions.of(plugin);
+        Arc::new(Access::new(plugin, asked, policy, logs.clone()))
+    }
+
     /// Whether `count` instances of `program` can be had.
     pub(super) fn check_count(&self, program: &Program, count: u32) -> Result<(), LoadError> {
         let refuse = |text: String| Err(LoadError::Invalid(text));
@@ -271,7 +296,7 @@ impl Inner {
         let name = program.manifest.name.as_str();
         if let Listen::Tcp(port) = program.manifest.listen
             && count > 1
-            && plan::shares_network(&self.config, program)
+            && plan::shares_network(&self.config, &self.granted(program))
         {
             return refuse(format!(
                 "instances: {name} listens on TCP port {port} of the node's own network, which \
@@ -352,6 +377,9 @@ impl Inner {
             warnings: Vec::new(),
             described: None,
             metrics: Vec::new(),
+            asked: Vec::new(),
+            granted: Granted::default(),
+            counts: Counts::default(),
             group: None,
             number: 1,
             instances: Vec::new(),
@@ -386,12 +414,14 @@ impl Inner {
             stop: CancellationToken::new(),
             ended,
         };
+        let access = self.access(name, &[], &logs);
         let entry = Entry {
             program: None,
             loaded,
             keep: false,
             logs,
             part: Arc::new(watch::Sender::new(None)),
+            access,
             instances: vec![instance],
             life: Life::default(),
         };

@@ -112,6 +112,7 @@ impl Host {
                 LoadError::Invalid(format!("{}: limits stay as they are: {error}", instance.key))
             };
             changed.map_err(|error| refused(&error))?.map_err(|error| refused(&error))?;
+            entry.access.set_bandwidth(instance.allowance.network_bandwidth());
             let mut status = instance.status.lock();
             status.memory_limit_bytes = instance.allowance.memory_limit();
             status.mechanisms = instance.allowance.mechanisms();
@@ -155,7 +156,8 @@ impl Host {
             for number in now.instances.len() + 1..=wanted {
                 let number = number as u32;
                 let (part, wish) = (now.part.subscribe(), now.loaded.limits);
-                let started = self.start_instance(&program, number, &now.logs, part, false, &wish);
+                let said = (&now.logs, &now.access);
+                let started = self.start_instance(&program, number, said, part, false, &wish);
                 now.instances.push(started.0);
                 firsts.push(started.1);
             }
@@ -206,9 +208,8 @@ impl Host {
             return Ok(outcome.await.unwrap_or_else(|_| Err("the node is shutting down".into())));
         };
         let (part, number) = (entry.part.subscribe(), place as u32 + 1);
-        let wish = &entry.loaded.limits;
-        let (instance, first) =
-            self.start_instance(&program, number, &entry.logs, part, false, wish);
+        let (said, wish) = ((&entry.logs, &entry.access), &entry.loaded.limits);
+        let (instance, first) = self.start_instance(&program, number, said, part, false, wish);
         if let Some(group) = &entry.instances[place].group {
             group.leave(&entry.instances[place].orders);
         }

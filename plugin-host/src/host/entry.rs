@@ -17,6 +17,7 @@ use crate::{
     allowance::Allowance,
     lifecycle::State,
     logs::Logs,
+    permissions::Access,
     plugin::{Order, Phase},
     siblings::{Group, Member},
     source::Program,
@@ -34,6 +35,8 @@ pub(super) struct Entry {
     pub(super) logs: Logs,
     /// Its part of the node's configuration.
     pub(super) part: Arc<watch::Sender<Part>>,
+    /// What it may do; of all its instances.
+    pub(super) access: Arc<Access>,
     /// By number, from 1, without gaps. Never empty.
     pub(super) instances: Vec<Instance>,
     pub(super) life: Life,
@@ -130,6 +133,9 @@ impl Entry {
         let instances: Vec<PluginStatus> = self.instances.iter().map(Instance::status).collect();
         let mut status = together(&instances);
         status.logs_lost = self.logs.lost();
+        status.asked = self.access.asked().iter().map(ToString::to_string).collect();
+        status.granted = self.access.granted().clone();
+        status.counts = self.access.counts();
         status.instances = instances;
         status
     }

@@ -10,6 +10,7 @@ use std::{
         },
     },
     path::Path,
+    sync::Arc,
 };
 
 use protocol::manifest::Listen;
@@ -23,7 +24,8 @@ impl Supervisor {
         let _ = fs::remove_dir_all(&self.paths.directory);
         private_directory(&self.paths.directory)?;
         let listener = self.bind(&self.paths.mesh_socket())?;
-        Ok(self.context.door.open(&self.context.seat.plugin, listener))
+        let access = Arc::clone(&self.context.access);
+        Ok(self.context.door.open(&self.context.seat.plugin, access, listener))
     }
 
     /// Leaves a clean place for the plugin's socket, and binds it where the host does that.
@@ -51,7 +53,7 @@ impl Supervisor {
     }
 
     fn shares_network(&self) -> bool {
-        plan::shares_network(&self.context.config, &self.context.program)
+        plan::shares_network(&self.context.config, self.context.access.granted())
     }
 
     fn bind(&self, path: &Path) -> io::Result<UnixListener> {

@@ -138,7 +138,8 @@ impl Supervisor {
         probed: bool,
     ) -> (Vec<(ServiceName, [u8; 32])>, Bytes) {
         let program = &self.context.program;
-        let mut warnings = plan::warnings(&self.context.config, program);
+        let mut warnings =
+            plan::warnings(&self.context.config, program, self.context.access.granted());
         if !probed && !program.manifest.health.off {
             warnings.push("it has no health service; it counts as healthy while it runs".into());
         }

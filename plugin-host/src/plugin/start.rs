@@ -1,6 +1,7 @@
 //! From nothing to a run that answers calls: jail, readiness, description, announcement.
 
 use std::{
+    io,
     sync::{
         Arc,
         atomic::{AtomicU32, Ordering},
@@ -17,6 +18,7 @@ use super::{Captures, Run, Supervisor, meet::Met};
 use crate::{
     allowance::Allotted,
     channel::{Address, Channel, Listener},
+    egress,
     lifecycle::Step,
     logs::{self, LogStream},
     plan,
@@ -53,14 +55,15 @@ impl Supervisor {
         })?;
         let context = &self.context;
         let (config, program, seat) = (&context.config, &context.program, &context.seat);
-        let mut spec = plan::jail(config, program, seat, &instance.to_string());
+        let granted = context.access.granted();
+        let mut spec = plan::jail(config, program, seat, granted, &instance.to_string());
         let allotted = self.allot().await?;
         let layers = allotted.apply(&mut spec);
         let user = spec.outside_id;
         let (start, output) = Process::start(&context.spawner)?;
         let pid = Arc::new(AtomicU32::new(0));
         let captures = self.capture(output, &pid);
-        let process = match start.run(spec, listener, deadline.into()).await {
+        let mut process = match start.run(spec, listener, deadline.into()).await {
             Ok(process) => process,
             Err(failure) => {
                 captures.finish().await;
@@ -78,6 +81,15 @@ impl Supervisor {
             status.layers = layers.into_iter().chain(built).collect();
         }
         self.step(Step::Started, "starting");
+        let egress = match self.open_egress(&mut process) {
+            Ok(egress) => egress,
+            Err(error) => {
+                process.stop(Duration::ZERO).await;
+                captures.finish().await;
+                self.context.status.lock().pid = None;
+                return Err(StartFailure::new("egress-proxy", error).into());
+            }
+        };
         let channel = Channel::new(&self.name(), self.address(&process, user));
         let ready = self.until_ready(&process, &channel, deadline, limit).await;
         let probed = match ready {
@@ -95,8 +107,16 @@ impl Supervisor {
                 return Err(NotStarted { reason, retry: false });
             }
         };
-        let since = Instant::now();
-        let run = Run { process, channel, instance, since, probed, contract, captures };
+        let run = Run {
+            process,
+            channel,
+            instance,
+            since: Instant::now(),
+            probed,
+            contract,
+            captures,
+            _egress: egress,
+        };
         self.announce(&run, begun, services, descriptors).await;
         Ok(run)
     }
@@ -150,6 +170,13 @@ impl Supervisor {
         captures.finish().await;
         self.context.status.lock().pid = None;
         reason
+    }
+
+    /// Begins to serve the jail's way out, where it has one.
+    fn open_egress(&self, process: &mut Process) -> io::Result<Option<AbortOnDropHandle<()>>> {
+        let Some(listener) = process.egress.take() else { return Ok(None) };
+        let (access, lookups) = (Arc::clone(&self.context.access), self.context.lookups.clone());
+        egress::serve(listener, access, lookups).map(Some)
     }
 
     fn capture(&self, output: Output, pid: &Arc<AtomicU32>) -> Captures {

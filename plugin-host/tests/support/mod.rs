@@ -11,7 +11,7 @@ use std::{
 
 use blackhole_plugin_host::{
     Command, Host, HostConfig, HostEvent, LoadError, LoadRequest, MeshDoor, PluginStatus,
-    ReadyPlugin, Source,
+    ReadyPlugin, Source, permissions::Access,
 };
 use bytes::Bytes;
 use http::{HeaderMap, HeaderValue};
@@ -58,7 +58,7 @@ impl Store for Memory {
 pub struct Door;
 
 impl MeshDoor for Door {
-    fn open(&self, _: &str, listener: UnixListener) -> Box<dyn Send> {
+    fn open(&self, _: &str, _: Arc<Access>, listener: UnixListener) -> Box<dyn Send> {
         Box::new(listener)
     }
 }
@@ -91,6 +91,7 @@ impl World {
         config.node_id = "node-1".into();
         config.start_timeout = Duration::from_secs(20);
         config.stop_grace = Duration::from_secs(4);
+        config.permissions.allow.push("read:/".parse().expect("a permission"));
         change(&mut config);
         let store = Arc::new(Memory::default());
         let (host, events) =

@@ -5,7 +5,7 @@ use std::{collections::BTreeMap, ops::RangeInclusive, time::Duration};
 use super::{
     Category, Defaults, Dependency, Health, Interface, Isolation, Labels, Listen, Manifest,
     ManifestError, Permission, PluginName, Resources, Restart, RestartWhen, RestartWish,
-    Statefulness,
+    Statefulness, permission::is_reserved_variable,
 };
 use crate::{
     document::{self, Fields, Mistakes, Node, Value},
@@ -28,9 +28,6 @@ const WINDOW: RangeInclusive<Duration> = Duration::from_secs(1)..=Duration::from
 const BACKOFF: RangeInclusive<Duration> = Duration::from_millis(10)..=Restart::DELAY_MAX;
 const INSTANCES: RangeInclusive<i64> = 1..=1_000;
 const HOUR: Duration = Duration::from_hours(1);
-
-/// Environment that the host owns, or that would let a plugin's parent load code into it.
-const ENV_RESERVED: [&str; 4] = ["BH_", "LD_", "LISTEN_", "GLIBC_TUNABLES"];
 
 pub(super) fn manifest(text: &str, defaults: &Defaults) -> Result<Manifest, ManifestError> {
     let mut mistakes = Mistakes::default();
@@ -83,7 +80,9 @@ fn placeholder_name() -> PluginName {
 fn about_itself(manifest: &mut Manifest, fields: &mut Fields, mistakes: &mut Mistakes) {
     manifest.capabilities =
         words(fields.take("capabilities"), mistakes, |word| check_word(word, "capability"));
-    manifest.permissions = words(fields.take("permissions"), mistakes, permission);
+    manifest.permissions = words(fields.take("permissions"), mistakes, |text| {
+        text.parse::<Permission>().map_err(|error| error.to_string())
+    });
     if let Some((node, at)) = fields.take("resources") {
         manifest.resources = resources(node, &at, mistakes);
     }
@@ -215,26 +214,6 @@ fn check_word(text: &str, what: &str) -> Result<String, String> {
             "`{}` is not a {what}: up to {WORD_BYTES_MAX} letters, digits and - _ . /",
             text.chars().take(WORD_BYTES_MAX).collect::<String>()
         ))
-    }
-}
-
-fn permission(text: &str) -> Result<Permission, String> {
-    let (kind, rest) = text.split_once(':').unwrap_or((text, ""));
-    let absolute = rest.starts_with('/') && !rest.split('/').any(|part| part == "..");
-    match kind {
-        "network" if !text.contains(':') => Ok(Permission::Network),
-        "network" if !rest.is_empty() => Ok(Permission::NetworkTo(rest.into())),
-        "read" if absolute => Ok(Permission::Read(rest.into())),
-        "write" if absolute => Ok(Permission::Write(rest.into())),
-        "call" if rest == "*" || rest.parse::<ServiceName>().is_ok() => {
-            Ok(Permission::Call(rest.into()))
-        }
-        "read" | "write" => Err(format!("`{text}`: an absolute path without `..` must follow")),
-        _ => Err(format!(
-            "`{}` is not a permission: network, network:HOST[:PORT], read:/PATH, write:/PATH, \
-             call:SERVICE or call:*",
-            text.chars().take(80).collect::<String>()
-        )),
     }
 }
 
@@ -380,7 +359,7 @@ fn environment(node: Node, at: &str, mistakes: &mut Mistakes) -> BTreeMap<String
         let begins = name.bytes().next().is_some_and(|b| !b.is_ascii_digit());
         if !begins || name.len() > WORD_BYTES_MAX || !name.bytes().all(plain) {
             mistakes.note(key.line, at, format!("`{}` is not a variable's name", short(name)));
-        } else if ENV_RESERVED.iter().any(|reserved| name.starts_with(reserved)) {
+        } else if is_reserved_variable(name) {
             mistakes.note(key.line, at, format!("`{name}` is set by the host alone"));
         } else if node.value == Value::Text(String::new()) {
             environment.insert(name.clone(), String::new());

@@ -6,9 +6,11 @@
 //! isolation level can be had is the host's to say.
 
 mod check;
+pub mod permission;
 
 use std::{collections::BTreeMap, fmt, time::Duration};
 
+pub use self::permission::Permission;
 pub use crate::document::Mistake;
 
 use crate::{limits::MANIFEST_BYTES_MAX, service::ServiceName};
@@ -216,33 +218,6 @@ impl std::str::FromStr for PluginName {
     "`{0}` is not a plugin name: 1 to 40 characters from a-z, 0-9, - and _, beginning with a letter or digit"
 )]
 pub struct InvalidPluginName(String);
-
-/// What a plugin wants to be allowed. `network` alone is shorthand for any host.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Permission {
-    /// `network`: any connection.
-    Network,
-    /// `network:HOST[:PORT]`: connections to one host.
-    NetworkTo(String),
-    /// `read:/PATH`: reading below an absolute path.
-    Read(String),
-    /// `write:/PATH`: writing below an absolute path.
-    Write(String),
-    /// `call:SERVICE` or `call:*`: calling a service of the mesh.
-    Call(String),
-}
-
-impl fmt::Display for Permission {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Network => f.write_str("network"),
-            Self::NetworkTo(host) => write!(f, "network:{host}"),
-            Self::Read(path) => write!(f, "read:{path}"),
-            Self::Write(path) => write!(f, "write:{path}"),
-            Self::Call(service) => write!(f, "call:{service}"),
-        }
-    }
-}
 
 /// What a plugin may use; `None` leaves the host's default.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, serde::Serialize, serde::Deserialize)]

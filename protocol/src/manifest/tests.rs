@@ -42,7 +42,7 @@ fn the_papers_echo_manifest_loads_unchanged() {
     assert_eq!(manifest.version, semver::Version::new(1, 0, 0));
     assert_eq!(manifest.license, "MIT");
     assert_eq!(manifest.capabilities, ["computation"]);
-    assert_eq!(manifest.permissions, [Permission::Network]);
+    assert_eq!(manifest.permissions, [Permission::Network(permission::NetworkRule::ANY)]);
     assert_eq!(manifest.resources.cpu_percent, Some(50));
     assert_eq!(manifest.resources.memory_bytes, Some(100 << 20));
     assert_eq!(manifest.isolation, Isolation::Process);

@@ -308,3 +308,35 @@ fn a_connection_to_a_closed_port_is_told() {
     running.launcher.wait().expect("reaped");
     running.reap();
 }
+
+#[test]
+fn the_host_accepts_what_connects_inside_the_jail_and_nothing_else_is_there() {
+    const PORT: u16 = 3128;
+    let mut jail = spec("exec 3<>/dev/tcp/127.0.0.1/3128; head -n1 <&3; cat /proc/net/tcp");
+    jail.argv[0] = "/bin/bash".into();
+    jail.egress = Some(PORT);
+    let mut running = Running::start(&jail);
+    let listener = loop {
+        let mut received = running.next().expect("an answer");
+        match received.message {
+            Report::Egress => break received.descriptors.pop().expect("the listener"),
+            Report::Refused { layer, reason, .. } => panic!("{layer}: {reason}"),
+            _ => {}
+        }
+    };
+    let layers = running.started();
+    assert!(layers.iter().any(|layer| layer == "egress-proxy"), "{layers:?}");
+    let listener = std::net::TcpListener::from(listener);
+    assert_eq!(listener.local_addr().expect("bound").port(), PORT);
+    // Its own port of that number is another network's.
+    assert!(std::net::TcpListener::bind(("127.0.0.1", PORT)).is_ok(), "nothing of it is outside");
+    listener.set_nonblocking(false).expect("waits");
+    let (mut connection, peer) = listener.accept().expect("the program connects");
+    assert!(peer.ip().is_loopback());
+    std::io::Write::write_all(&mut connection, b"from outside\n").expect("sent");
+    let (text, code) = running.finish();
+    assert_eq!(code, Some(0), "{text}");
+    assert!(text.starts_with("from outside\n"), "{text}");
+    let others = text.lines().skip(2).filter(|line| !line.contains(":0C38"));
+    assert_eq!(others.count(), 0, "{text}");
+}

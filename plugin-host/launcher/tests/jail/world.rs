@@ -27,13 +27,7 @@ pub fn launcher() -> PathBuf {
 const OUTSIDE_ID: u32 = 2_000_000_007;
 
 pub fn show(source: &str) -> Bind {
-    Bind {
-        source: source.into(),
-        target: source.into(),
-        writable: false,
-        own: false,
-        optional: true,
-    }
+    Bind { source: source.into(), target: source.into(), optional: true, ..Bind::default() }
 }
 
 /// A jail in which `script` runs with what a shell needs and nothing else.

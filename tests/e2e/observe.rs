@@ -58,7 +58,7 @@ async fn what_a_plugin_prints_is_kept_as_structured_lines() {
     let plugin = node.load(&dir).await.must();
     let lines = until("its lines are kept", Duration::from_secs(20), || async {
         let mut admin = node.admin().map_err(|error| error.to_string())?;
-        let request = PluginLogsRequest { name: "talker".into(), follow: false, tail: 0 };
+        let request = PluginLogsRequest { name: "talker".into(), ..PluginLogsRequest::default() };
         let stream = admin.plugin_logs(request).await.map_err(|error| error.to_string())?;
         let mut stream = stream.into_inner();
         let mut lines = Vec::new();

@@ -336,9 +336,9 @@ impl Running {
                     Ok(()) => self.publish_routes(),
                     Err(_) => anyhow::bail!("the peer ended by itself; this is a fault of ours"),
                 },
-                step = self.steps.recv() => {
-                    if let Ok(step) = step {
-                        self.tell(&step);
+                taken = self.steps.recv() => {
+                    if let Ok(taken) = taken {
+                        self.tell(&taken);
                     }
                 }
                 notice = self.notices.recv() => {

@@ -46,7 +46,7 @@ mod tests {
             let (now, interval) = (Duration::from_millis(now), Duration::from_millis(interval));
             let due = next(now, interval, chance);
             prop_assert!(due > now || now.is_zero());
-            prop_assert!(due - now <= interval);
+            prop_assert!(due.saturating_sub(now) <= interval);
             // The next round is one whole interval later.
             let beat = interval / BEATS * BEATS;
             prop_assert_eq!(next(due, interval, chance), due + beat);

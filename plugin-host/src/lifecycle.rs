@@ -92,6 +92,11 @@ impl State {
         !matches!(self, Self::Stopped | Self::Failed | Self::CrashLoop)
     }
 
+    /// True while there is, or may be, a process.
+    pub fn has_process(self) -> bool {
+        matches!(self, Self::Initialised | Self::Running | Self::Unhealthy | Self::Draining)
+    }
+
     /// The name shown to people.
     pub fn as_str(self) -> &'static str {
         match self {

@@ -50,7 +50,7 @@ impl Sampler {
     /// keep a core busy with being looked at.
     pub(crate) fn sample(&mut self, now: Instant) -> Sample {
         self.round += 1;
-        if let Some(last) = self.last.as_mut().filter(|_| self.round % ROUNDS_WHOLE != 0)
+        if let Some(last) = self.last.as_mut().filter(|_| !self.round.is_multiple_of(ROUNDS_WHOLE))
             && last.seen.iter().all(|(pid, before)| read_stat(*pid).as_ref() == Some(before))
             && !last.seen.is_empty()
         {

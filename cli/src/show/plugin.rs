@@ -140,15 +140,19 @@ fn mechanism(it: &Mechanism) -> String {
 
 /// One of several instances in one line.
 fn instance(one: &Plugin) -> String {
-    let mut text = format!("{} {}", one.number, state(one));
-    if one.pid > 0 {
-        text.push_str(&format!(", pid {}, up {}", one.pid, span(one.uptime_ms)));
-    }
-    text.push_str(&format!(", restarts {} (crashes: {})", one.restarts, one.crashes));
-    if !one.reason.is_empty() {
-        text.push_str(&format!(": {}", one.reason));
-    }
-    text
+    let process = match one.pid {
+        0 => String::new(),
+        pid => format!(", pid {pid}, up {}", span(one.uptime_ms)),
+    };
+    let reason = if one.reason.is_empty() { "" } else { ": " };
+    format!(
+        "{} {}{process}, restarts {} (crashes: {}){reason}{}",
+        one.number,
+        state(one),
+        one.restarts,
+        one.crashes,
+        one.reason
+    )
 }
 
 /// One plugin as JSON.

@@ -25,6 +25,7 @@ pub use self::{
 
 /// Everything a node needs to be told, complete and consistent.
 #[derive(Debug, Clone)]
+#[allow(clippy::struct_excessive_bools, reason = "each is a key of the file that is on or off")]
 pub struct Settings {
     /// The file that was read, if there was one.
     pub file: Option<PathBuf>,

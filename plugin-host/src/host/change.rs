@@ -30,9 +30,10 @@ impl Host {
                 // It has ended for good; what is left of it goes before the next begins.
                 instance.ended.cancelled().await;
             }
-            let again = match instance.ended.is_cancelled() {
-                true => self.anew(name, &entry, place).await?,
-                false => again(instance).await,
+            let again = if instance.ended.is_cancelled() {
+                self.anew(name, &entry, place).await?
+            } else {
+                again(instance).await
             };
             again.map_err(|reason| ChangeError::NotReady { name: instance.key.clone(), reason })?;
         }

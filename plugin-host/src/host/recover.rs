@@ -27,13 +27,12 @@ impl Host {
         // The configuration alone says whether and how these run.
         loaded.retain(|(name, _)| services.iter().all(|service| service.name != *name));
         for service in services {
-            match service.request.clone() {
-                Some(request) => loaded.push((service.name.clone(), Loaded::of(request))),
-                None => {
-                    let nothing = Source::Exec(Command::default());
-                    let nothing = Loaded::new(nothing, Some(service.name.clone()), None);
-                    self.inner.note(&service.name, nothing, State::Stopped, "disabled");
-                }
+            if let Some(request) = service.request.clone() {
+                loaded.push((service.name.clone(), Loaded::of(request)));
+            } else {
+                let nothing = Source::Exec(Command::default());
+                let nothing = Loaded::new(nothing, Some(service.name.clone()), None);
+                self.inner.note(&service.name, nothing, State::Stopped, "disabled");
             }
         }
         let resolving = loaded.into_iter().map(|(name, loaded)| async move {

@@ -73,7 +73,7 @@ impl Supervisor {
         {
             if manifest.version == semver::Version::new(0, 0, 0) {
                 // A command line has no manifest; then its own word is better than none.
-                status.version = told.version.clone();
+                status.version.clone_from(&told.version);
             } else {
                 status.warnings.push(format!(
                     "its manifest says version {}, and it says {version} itself",
@@ -114,7 +114,10 @@ impl Supervisor {
         let interval = self.context.config.stats_interval;
         let chance = rand::random::<f64>();
         let mut rounds = 1;
-        while run.contract {
+        if !run.contract {
+            return std::future::pending().await;
+        }
+        loop {
             for _ in 0..rounds {
                 sleep_until(self.due(interval, chance).into()).await;
             }
@@ -128,7 +131,7 @@ impl Supervisor {
                 Answer::Failed(_) => {}
             }
         }
-        std::future::pending().await
+        std::future::pending::<()>().await;
     }
 
     /// Its services with their schema hashes, and their descriptors.

@@ -30,8 +30,7 @@ impl Supervisor {
         };
         self.context.phase.send_modify(|phase| {
             phase.state = to;
-            use State::{Draining, Initialised, Running, Unhealthy};
-            if !matches!(to, Initialised | Running | Unhealthy | Draining) {
+            if !to.has_process() {
                 phase.over = phase.attempt;
             }
         });

@@ -27,8 +27,8 @@ pub fn parse_timeout(text: &str) -> Result<Duration, String> {
     Ok(timeout)
 }
 
-/// Reads `256MB`, `1.5GB`, `64KiB`, `4096`: bytes, powers of 1024 whichever way they are written, as
-/// in manifests. From 1 byte to 64 TiB.
+/// Reads `256MB`, `1.5GB`, `64KiB`, `4096`: bytes, powers of 1024 whichever way they are written,
+/// as in manifests. From 1 byte to 64 TiB.
 pub fn parse_size(text: &str) -> Result<u64, String> {
     const MOST: f64 = (64_u64 << 40) as f64;
     let refused =

@@ -1,4 +1,5 @@
-//! The signals that end a node, and the one that has it read its configuration again. Listened to from the first moment of a start, so that none of them
+//! The signals that end a node, and the one that has it read its configuration again.
+//! Listened to from the first moment of a start, so that none of them
 //! kills a node that is about to serve.
 
 use tokio::signal::unix::{Signal, SignalKind, signal};

@@ -12,6 +12,8 @@
 
 #[path = "probe/dial.rs"]
 mod dial;
+#[path = "probe/exceed.rs"]
+mod exceed;
 #[path = "probe/rebind.rs"]
 mod rebind;
 
@@ -90,7 +92,7 @@ async fn serve(arguments: Vec<String>) {
         let script = "setsid sleep 1000 >/dev/null 2>&1 &";
         std::process::Command::new("/bin/sh").args(["-c", script]).status().expect("sh");
     }
-    exceed(&options);
+    exceed::exceed(&options);
     let mut term = tokio::signal::unix::signal(tokio::signal::unix::SignalKind::terminate())
         .expect("a signal handler");
     let ignores = options.has("--ignore-term");
@@ -118,33 +120,6 @@ async fn serve(arguments: Vec<String>) {
         let incoming = tokio_stream::wrappers::UnixListenerStream::new(listener);
         router.serve_with_incoming_shutdown(incoming, end).await.expect("serves");
     }
-}
-
-/// Uses more than it may, once it has been ready for a while.
-fn exceed(options: &Options) {
-    const A_WHILE: std::time::Duration = std::time::Duration::from_millis(500);
-    let number = |name| options.value(name).map(|text| text.parse().expect("a number"));
-    let (eat, fill): (Option<usize>, Option<usize>) = (number("--eat"), number("--fill"));
-    let burn = options.has("--burn");
-    std::thread::spawn(move || {
-        std::thread::sleep(A_WHILE);
-        let mut eaten = Vec::new();
-        for n in 0..eat.unwrap_or(0) {
-            eaten.push(vec![n as u8 + 1; 1 << 20]);
-        }
-        let socket = std::env::var("BH_PLUGIN_SOCKET").unwrap_or_default();
-        let own = std::path::Path::new(&socket).with_file_name("filled");
-        for n in 0..fill.unwrap_or(0) {
-            let part = own.with_extension(n.to_string());
-            std::fs::write(part, vec![7; 1 << 20]).expect("written");
-        }
-        while burn || !eaten.is_empty() {
-            std::hint::spin_loop();
-            if !burn {
-                std::thread::park();
-            }
-        }
-    });
 }
 
 fn descriptor_three() -> std::os::unix::net::UnixListener {

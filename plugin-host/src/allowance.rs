@@ -20,9 +20,9 @@ use crate::{
 };
 use launcher::JailSpec;
 
-/// Directories and files that are looked at when disk use is measured; what lies beyond is not
-/// counted, so that a plugin's own tree cannot cost the node its time.
-const ENTRIES_MAX: usize = 10_000;
+/// Directories and files that are looked at when disk use is measured, and that a plugin's own
+/// directories may hold: nobody's tree may cost the node its time, or hide what is in it.
+pub(crate) const ENTRIES_MAX: usize = 10_000;
 
 /// The control groups and means of a host, and how it gives them out.
 pub(crate) struct Warden {
@@ -250,8 +250,17 @@ impl Allowance {
         }
         let plan = limits::plan(&resources, &self.inner.warden.means);
         if let Some(init) = init {
-            let cage = self.adapt(live, &plan, init)?;
-            set_rlimits(init, &plan)?;
+            let before = self.inner.state.lock().plan.clone();
+            // The one that an ordinary user may be refused comes first, and is taken back.
+            set_rlimits(init, &plan).inspect_err(|_| {
+                let _ = set_rlimits(init, &before);
+            })?;
+            let cage = self.adapt(live, &plan, init).inspect_err(|_| {
+                let _ = set_rlimits(init, &before);
+                if let Some(cage) = self.live_cage() {
+                    let _ = cage.set(&before.needs);
+                }
+            })?;
             if let Some(live) = &mut self.inner.state.lock().live {
                 live.cage = cage;
             }
@@ -281,8 +290,13 @@ impl Allowance {
                 let Some(cage) = self.inner.warden.cage(&self.inner.seat, plan)? else {
                     return Ok(None);
                 };
+                let cage = Arc::new(cage);
+                // Kept before anything can fail, so that the end of the run removes it.
+                if let Some(live) = &mut self.inner.state.lock().live {
+                    live.cage = Some(Arc::clone(&cage));
+                }
                 move_all(init, &cage.directories())?;
-                Ok(Some(Arc::new(cage)))
+                Ok(Some(cage))
             }
         }
     }
@@ -321,7 +335,10 @@ fn set_rlimits(init: u32, plan: &Plan) -> io::Result<()> {
         let Some(pid) = i32::try_from(pid).ok().and_then(Pid::from_raw) else { continue };
         for (resource, limit) in wanted {
             let Some(limit) = limit else { continue };
-            let new = Rlimit { current: Some(limit), maximum: Some(limit) };
+            // A second between the signal that names the reason and the one that cannot be
+            // ignored, as the launcher has it.
+            let grace = u64::from(resource == Resource::Cpu);
+            let new = Rlimit { current: Some(limit), maximum: Some(limit.saturating_add(grace)) };
             match prlimit(Some(pid), resource, new) {
                 Ok(_) | Err(rustix::io::Errno::SRCH) => {}
                 Err(error) => {
@@ -336,8 +353,9 @@ fn set_rlimits(init: u32, plan: &Plan) -> io::Result<()> {
     Ok(())
 }
 
-/// Bytes that the files below `directory` take on disk. Symbolic links are not followed.
-pub(crate) fn disk_use(directory: &Path) -> u64 {
+/// Bytes that the files below `directory` take on disk, `None` where they are more than
+/// [`ENTRIES_MAX`]. Symbolic links are not followed.
+pub(crate) fn disk_use(directory: &Path) -> Option<u64> {
     use std::os::unix::fs::MetadataExt;
     let mut bytes = 0;
     let mut entries = 0;
@@ -347,7 +365,7 @@ pub(crate) fn disk_use(directory: &Path) -> u64 {
         for entry in listed.flatten() {
             entries += 1;
             if entries > ENTRIES_MAX {
-                return bytes;
+                return None;
             }
             let Ok(metadata) = entry.metadata() else { continue };
             bytes += metadata.blocks() * 512;
@@ -356,5 +374,5 @@ pub(crate) fn disk_use(directory: &Path) -> u64 {
             }
         }
     }
-    bytes
+    Some(bytes)
 }

@@ -2,9 +2,9 @@
 //! Pure but for looking at which paths exist, and at variables that were granted.
 //!
 //! A plugin sees the system's programs and libraries, its own files, what it was granted to
-//! read or write, a private `/tmp`, and its sockets; all of it read-only but for the last three. The node's
-//! data, its run directory and the usual places of credentials are covered wherever a granted
-//! directory would show them.
+//! read or write, a private `/tmp`, and its sockets; all of it read-only but for the last three.
+//! The node's data, its run directory and the usual places of credentials are covered wherever a
+//! granted directory would show them.
 
 mod check;
 
@@ -119,7 +119,8 @@ impl Paths {
     }
 }
 
-/// The outside id of one instance of a plugin, by its [`Seat::key`]: its own, so that not even the same id connects two of them.
+/// The outside id of one instance of a plugin, by its [`Seat::key`]: its own, so that not even
+/// the same id connects two of them.
 /// Above every range that distributions give to people, services and containers.
 pub(crate) fn outside_id(config: &HostConfig, key: &str) -> Option<u32> {
     use sha2::{Digest, Sha256};

@@ -4,7 +4,7 @@
 //! |---|---|
 //! | `bh-version` | versions that may answer: `^1.2`, `>=1, <3` |
 //! | `bh-label` | a label that the provider must have: `region=eu`; may be repeated |
-//! | `bh-priority` | `low`, `normal` or `high`: who is refused first where there is too much to do |
+//! | `bh-priority` | `low`, `normal`, `high`: who is refused first when there is too much to do |
 //!
 //! They cross to the peer that answers and are read again there. Where a call may be answered
 //! (`bh-locality`, `bh-peer`) belongs to the call's head instead and ends where the call enters

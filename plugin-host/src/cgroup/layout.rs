@@ -122,10 +122,10 @@ mod tests {
                       cgroup /sys/fs/cgroup/cpu,cpuacct cgroup rw,relatime,cpu,cpuacct 0 0\n\
                       cgroup /sys/fs/cgroup/memory cgroup rw,relatime,memory 0 0\n\
                       cgroup2 /sys/fs/cgroup/unified cgroup2 rw,relatime 0 0\n";
-        let own = "4:memory:/work/1\n1:cpu,cpuacct:/\n0::/\n";
+        let own = "4:memory:/job/1\n1:cpu,cpuacct:/\n0::/\n";
         let layout = Layout::parse(mounts, own);
         let memory = Path::new("/sys/fs/cgroup/memory");
-        assert_eq!(layout.v1[&Controller::Memory], (memory.into(), memory.join("work/1")));
+        assert_eq!(layout.v1[&Controller::Memory], (memory.into(), memory.join("job/1")));
         assert!(layout.v1.contains_key(&Controller::Cpu));
         assert!(!layout.v1.contains_key(&Controller::Pids));
         let unified = PathBuf::from("/sys/fs/cgroup/unified");

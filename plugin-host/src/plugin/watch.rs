@@ -173,13 +173,14 @@ impl Supervisor {
         let allowance = &self.context.allowance;
         let mut sampler = Sampler::new(run.process.init);
         let chance = rand::random::<f64>();
-        let mut refused = 0;
+        let (mut refused, mut killed) = (0, 0);
         loop {
             let sample = sampler.sample(Instant::now());
             let own = self.paths.own();
             // As many files as it likes: not on a thread that serves others.
             let disk = tokio::task::spawn_blocking(move || allowance::disk_use(&own)).await;
-            let disk = disk.unwrap_or(0);
+            // Joined; it does not panic.
+            let disk = disk.unwrap_or_default();
             let counts = allowance.counts();
             {
                 let mut status = self.context.status.lock();
@@ -187,8 +188,9 @@ impl Supervisor {
                 status.cpu_percent = sample.cpu_percent;
                 status.threads = sample.threads;
                 status.open_files = sample.open_files;
-                status.disk_bytes = disk;
+                status.disk_bytes = disk.unwrap_or(status.disk_bytes);
                 status.over_limit += counts.refused_forks.saturating_sub(refused);
+                status.over_limit += counts.oom_kills.saturating_sub(killed);
             }
             if counts.refused_forks > refused {
                 let now = counts.refused_forks - refused;
@@ -198,24 +200,48 @@ impl Supervisor {
                      plugins are unaffected"
                 ));
             }
-            let most = allowance.disk_limit();
-            if disk > most {
+            if counts.oom_kills > killed {
+                let now = counts.oom_kills - killed;
+                killed = counts.oom_kills;
+                self.warn(&format!(
+                    "OOM: {now} of its processes were ended, for together they wanted more memory \
+                     than they may; the node and its other plugins are unaffected"
+                ));
+            }
+            if let Some(reason) = self.over_disk(disk) {
                 self.context.status.lock().over_limit += 1;
-                let (disk, most) = (Size(disk), Size(most));
-                return format!("disk: its own directories hold {disk}, and may hold {most}");
+                return reason;
             }
             sleep_until(self.due(self.context.config.stats_interval, chance).into()).await;
         }
     }
 
+    fn over_disk(&self, disk: Option<u64>) -> Option<String> {
+        let most = self.context.allowance.disk_limit();
+        match disk {
+            Some(disk) if disk <= most => None,
+            Some(disk) => {
+                let (disk, most) = (Size(disk), Size(most));
+                Some(format!("disk: its own directories hold {disk}, and may hold {most}"))
+            }
+            None => {
+                let most = allowance::ENTRIES_MAX;
+                Some(format!("disk: its own directories hold more than {most} files"))
+            }
+        }
+    }
+
     /// Why a run ended, where a limit is the reason; otherwise `reason`.
     pub(super) fn because_of_limits(&self, end: End, reason: String) -> String {
+        const KILLED: i32 = 9;
         const OUT_OF_CPU_TIME: i32 = 24;
         const FILE_TOO_LARGE: i32 = 25;
         let allowance = &self.context.allowance;
+        // With version 2 the first process of the jail goes too, and cannot tell.
+        let killed = end.signal == Some(KILLED) || end == End::default();
         let cause = if end.is_clean() {
             None
-        } else if allowance.counts().oom_kills > 0 {
+        } else if killed && allowance.counts().oom_kills > 0 {
             let most = allowance.memory_limit().map(|most| Size(most).to_string());
             Some(format!("OOM: it wanted more than {} of memory", most.unwrap_or_default()))
         } else if end.signal == Some(OUT_OF_CPU_TIME) {

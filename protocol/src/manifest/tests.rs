@@ -118,7 +118,7 @@ labels: [a]
         "line 2: version: three numbers are needed",
         "line 3: permission: unknown key; did you mean `permissions`?",
         "line 6: resources.cpu: must be 1 to 102400, found 0",
-        "line 7: resources.memory: expected a whole number, found the text `lots`",
+        "line 7: resources.memory: expected a size such as 512MB or 2GB, found the text `lots`",
         "line 8: isolation: expected one of none, thread, wasm, process, container, vm",
         "line 9: health: expected `off`",
         "line 10: labels: expected a map, found a list",

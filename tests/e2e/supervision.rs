@@ -38,6 +38,7 @@ async fn a_plugin_is_scaled_up_shares_its_calls_and_is_scaled_down() {
     assert!(answered.values().all(|count| *count >= 5), "{answered:?}");
 
     // The number outlives the node.
+    node.stop().await.must();
     node.restart().await.must();
     node.plugin_until("counter", KNOWN_WITHIN, |it| all_run(it, 3)).await.must();
 

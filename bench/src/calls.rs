@@ -228,7 +228,7 @@ async fn nats_server(world: &World) -> Result<(Vec<Process>, nats::Load)> {
 
     let mut command = Command::new(std::env::current_exe()?);
     // The settings of this run are not the responder's.
-    command.env_remove("SUITE").env_remove("QUICK");
+    command.env_remove("SUITE").env_remove("QUICK").env_remove("ONLY");
     command.arg("nats-responder").arg(address.to_string());
     let responder = Process::spawn("nats-responder", command, world.path())?;
     responder.output().find(0, STARTED_WITHIN, |line| (line.text == "ready").then_some(())).await?;

@@ -36,7 +36,7 @@ struct Args {
     quick: bool,
     /// Measure only subjects (of `host`: groups of figures) whose name has this in it, such as
     /// `nats` or `start`.
-    #[arg(long, value_name = "WORD", default_value = "")]
+    #[arg(long, value_name = "WORD", env = "ONLY", default_value = "")]
     only: String,
     /// Where to write the report [default: target/bench/report.json of the repository].
     #[arg(long, value_name = "FILE")]

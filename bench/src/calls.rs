@@ -13,7 +13,7 @@ use testnet::cluster::World;
 use testnet::process::Process;
 use testnet::{Cluster, binaries, packages};
 
-use crate::report::{self, Figure};
+use crate::report::{self, Better, Figure};
 use crate::{Effort, grpc, load::Sample, machine, nats};
 
 /// Calls at once, besides one after another.
@@ -126,7 +126,8 @@ impl Subject {
 
     fn figures(&self, effort: Effort) -> Vec<Figure> {
         let of = |measure: &str, unit, runs: &[f64], how: String| {
-            Figure::of(format!("calls.{}.{measure}", self.name), unit, runs, how)
+            let better = if unit == "µs" { Better::Lower } else { Better::Higher };
+            Figure::of(format!("calls.{}.{measure}", self.name), unit, better, runs, how)
         };
         let (way, each) = (self.way, effort.single.as_secs_f64());
         let alone = format!("{way}; 32 B, one call after another, {each} s a run");
@@ -227,7 +228,7 @@ async fn nats_server(world: &World) -> Result<(Vec<Process>, nats::Load)> {
 
     let mut command = Command::new(std::env::current_exe()?);
     // The settings of this run are not the responder's.
-    command.env_remove("SUITE").env_remove("QUICK");
+    command.env_remove("SUITE").env_remove("QUICK").env_remove("ONLY");
     command.arg("nats-responder").arg(address.to_string());
     let responder = Process::spawn("nats-responder", command, world.path())?;
     responder.output().find(0, STARTED_WITHIN, |line| (line.text == "ready").then_some(())).await?;

@@ -1,4 +1,4 @@
-//! The load on gRPC servers: one HTTP/2 connection, unary calls, nothing decoded.
+//! Asking gRPC servers: one HTTP/2 connection, unary calls, nothing decoded; and load made of it.
 //!
 //! Written on hyper rather than on a gRPC library, so that on a machine with few cores as little as
 //! can be goes to the side that only asks.
@@ -23,7 +23,10 @@ pub const PAYLOAD: &[u8; 32] = b"0123456789abcdef0123456789abcdef";
 /// What every server here puts in front of it.
 pub const PREFIX: &[u8; 6] = b"Echo: ";
 
-const METHOD: &str = "http://localhost/demo.v1.Echo/Say";
+/// A byte on compression and four of length, before every message.
+const GRPC_PREFIX_BYTES: usize = 5;
+
+const SAY: &str = "http://localhost/demo.v1.Echo/Say";
 const GRPC_STATUS: HeaderName = HeaderName::from_static("grpc-status");
 
 /// Where a server listens.
@@ -33,17 +36,16 @@ pub enum Address {
     Unix(PathBuf),
 }
 
-/// A connection, ready to carry load.
-pub struct Load {
+/// A connection.
+pub struct Connection {
     sender: SendRequest<Full<Bytes>>,
-    call: Call,
     /// Drives the connection; ends with it.
     _driver: JoinSet<()>,
 }
 
-impl Load {
-    /// Connects, and makes one call to see that it is answered.
-    pub async fn connect(address: &Address) -> Result<Self> {
+impl Connection {
+    /// Connects, and asks nothing yet.
+    pub async fn open(address: &Address) -> Result<Self> {
         let connected = match address {
             Address::Tcp(address) => {
                 let stream = TcpStream::connect(address).await?;
@@ -52,9 +54,7 @@ impl Load {
             }
             Address::Unix(path) => Self::over(UnixStream::connect(path).await?).await,
         };
-        let mut load = connected.with_context(|| format!("cannot connect to {address:?}"))?;
-        load.call.once(&mut load.sender).await.with_context(|| format!("at {address:?}"))?;
-        Ok(load)
+        connected.with_context(|| format!("cannot connect to {address:?}"))
     }
 
     async fn over(stream: impl AsyncRead + AsyncWrite + Send + Unpin + 'static) -> Result<Self> {
@@ -63,7 +63,27 @@ impl Load {
         let mut driver = JoinSet::new();
         // Its end shows in the calls.
         driver.spawn(async move { drop(connection.await) });
-        Ok(Self { sender, call: Call::new(), _driver: driver })
+        Ok(Self { sender, _driver: driver })
+    }
+
+    /// Makes one call and gives the message of its answer, without gRPC's prefix.
+    pub async fn call(&self, call: &Call) -> Result<Bytes> {
+        call.once(&mut self.sender.clone()).await
+    }
+}
+
+/// A connection, ready to carry load.
+pub struct Load {
+    connection: Connection,
+    call: Call,
+}
+
+impl Load {
+    /// Connects, and makes one call to see that it is answered.
+    pub async fn connect(address: &Address) -> Result<Self> {
+        let (connection, call) = (Connection::open(address).await?, Call::say());
+        connection.call(&call).await.with_context(|| format!("at {address:?}"))?;
+        Ok(Self { connection, call })
     }
 
     /// Keeps `in_flight` calls going for `duration`: each is followed by the next at once.
@@ -72,7 +92,7 @@ impl Load {
         let local = LocalSet::new();
         let workers: Vec<_> = (0..in_flight)
             .map(|_| {
-                let (mut sender, call) = (self.sender.clone(), self.call.clone());
+                let (mut sender, call) = (self.connection.sender.clone(), self.call.clone());
                 local.spawn_local(async move {
                     let mut sample = Sample::default();
                     while begun.elapsed() < duration {
@@ -98,29 +118,43 @@ impl Load {
     }
 }
 
-/// The one call that is made over and over.
+/// A call that can be made over and over.
 #[derive(Clone)]
-struct Call {
+pub struct Call {
     uri: Uri,
     headers: HeaderMap,
     body: Bytes,
+    /// What the answer must be.
+    expected: Option<Bytes>,
 }
 
 impl Call {
-    fn new() -> Self {
+    /// `demo.v1.Echo/Say` with [`PAYLOAD`]; any answer but its echo is an error.
+    pub fn say() -> Self {
+        let text = |front: &[u8]| {
+            // Both messages have one text, in field 1, length-delimited.
+            let mut message = vec![0x0a, (front.len() + PAYLOAD.len()) as u8];
+            message.extend_from_slice(front);
+            message.extend_from_slice(PAYLOAD);
+            message
+        };
+        let expected = Some(text(PREFIX).into());
+        Self { expected, ..Self::of(SAY, &text(b"")) }
+    }
+
+    /// A method (`http://localhost/service/Method`) with an encoded message; any answer will do.
+    pub fn of(method: &'static str, message: &[u8]) -> Self {
         let mut headers = HeaderMap::new();
         headers.insert(CONTENT_TYPE, http::HeaderValue::from_static("application/grpc"));
         headers.insert(http::header::TE, http::HeaderValue::from_static("trailers"));
-        // SayRequest { text: PAYLOAD }: field 1, length-delimited, after gRPC's own prefix.
         let mut body = BytesMut::new();
         body.put_u8(0);
-        body.put_u32(PAYLOAD.len() as u32 + 2);
-        body.put_slice(&[0x0a, PAYLOAD.len() as u8]);
-        body.put_slice(PAYLOAD);
-        Self { uri: Uri::from_static(METHOD), headers, body: body.freeze() }
+        body.put_u32(message.len() as u32);
+        body.put_slice(message);
+        Self { uri: Uri::from_static(method), headers, body: body.freeze(), expected: None }
     }
 
-    async fn once(&self, sender: &mut SendRequest<Full<Bytes>>) -> Result<()> {
+    async fn once(&self, sender: &mut SendRequest<Full<Bytes>>) -> Result<Bytes> {
         let mut request = Request::post(self.uri.clone()).body(Full::new(self.body.clone()))?;
         request.headers_mut().clone_from(&self.headers);
         sender.ready().await?;
@@ -133,10 +167,11 @@ impl Call {
             }
         }
         ensure!(status == Some(()), "an answer without a status ({})", head.status);
-        let text = received.strip_suffix(PAYLOAD).and_then(|front| front.strip_suffix(PREFIX));
-        let whole = self.body.len() + PREFIX.len();
-        ensure!(text.is_some() && received.len() == whole, "an answer of another content");
-        Ok(())
+        ensure!(received.len() >= GRPC_PREFIX_BYTES, "an answer without a message");
+        let message = received.freeze().slice(GRPC_PREFIX_BYTES..);
+        let as_expected = self.expected.as_ref().is_none_or(|expected| *expected == message);
+        ensure!(as_expected, "an answer of another content");
+        Ok(message)
     }
 }
 

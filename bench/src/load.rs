@@ -46,6 +46,14 @@ pub fn median(values: &[f64]) -> f64 {
     sorted.get(sorted.len().saturating_sub(1) / 2).copied().unwrap_or_default()
 }
 
+/// The value that `share` (0 to 1) of the values do not exceed; 0 without any.
+pub fn quantile(values: &[f64], share: f64) -> f64 {
+    let mut sorted = values.to_vec();
+    sorted.sort_by(f64::total_cmp);
+    let rank = (sorted.len() as f64 * share).ceil() as usize;
+    sorted.get(rank.saturating_sub(1)).copied().unwrap_or_default()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -65,5 +73,10 @@ mod tests {
         assert!((median(&[3.0, 1.0, 2.0]) - 2.0).abs() < 1e-9);
         assert!((median(&[4.0, 1.0, 2.0, 3.0]) - 2.0).abs() < 1e-9);
         assert!(median(&[]).abs() < 1e-9);
+        assert!((quantile(&[3.0, 1.0, 2.0], 0.5) - 2.0).abs() < 1e-9);
+        let hundred: Vec<f64> = (1..=100).map(f64::from).collect();
+        assert!((quantile(&hundred, 0.99) - 99.0).abs() < 1e-9);
+        assert!((quantile(&hundred, 1.0) - 100.0).abs() < 1e-9);
+        assert!(quantile(&[], 0.5).abs() < 1e-9);
     }
 }

@@ -1,11 +1,13 @@
 //! What else the machine did meanwhile: figures taken beside other work are worth less.
 
-use std::{fs, thread};
+use std::{fs, thread, time::Instant};
 
-/// The processors' time so far, in ticks: all of it, and what a hypervisor gave to others.
+/// The processors' time so far, in ticks of 10 ms: all of it, what was worked, and what a
+/// hypervisor gave to others.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct Ticks {
     all: u64,
+    worked: u64,
     stolen: u64,
 }
 
@@ -16,7 +18,9 @@ impl Ticks {
         let first = text.lines().next().unwrap_or_default();
         let ticks: Vec<u64> =
             first.split_whitespace().skip(1).take(8).flat_map(str::parse).collect();
-        Self { all: ticks.iter().sum(), stolen: ticks.get(7).copied().unwrap_or_default() }
+        // user nice system idle iowait irq softirq steal
+        let of = |places: &[usize]| places.iter().flat_map(|at| ticks.get(*at)).sum();
+        Self { all: ticks.iter().sum(), worked: of(&[0, 1, 2, 5, 6]), stolen: of(&[7]) }
     }
 
     /// Percent of the processors' time that went to others since `earlier`.
@@ -24,6 +28,47 @@ impl Ticks {
         let all = self.all.saturating_sub(earlier.all).max(1);
         self.stolen.saturating_sub(earlier.stolen) as f64 * 100.0 / all as f64
     }
+}
+
+/// What the machine did beside us, from one moment to another.
+pub struct Surroundings {
+    begun: Instant,
+    machine: Ticks,
+    ours: u64,
+}
+
+impl Surroundings {
+    /// From now on.
+    pub fn watch() -> Self {
+        Self { begun: Instant::now(), machine: Ticks::now(), ours: own_ticks() }
+    }
+
+    /// Until now, in words. Everything that this program started must have ended.
+    pub fn told(&self) -> String {
+        let now = Ticks::now();
+        let worked = now.worked.saturating_sub(self.machine.worked);
+        let others = worked.saturating_sub(own_ticks().saturating_sub(self.ours));
+        // A tick is a hundredth of a second, so ticks a second are percent of one processor.
+        let others = others as f64 / self.begun.elapsed().as_secs_f64();
+        let stolen = now.stolen_percent_since(self.machine);
+        let careful = if others > OTHERS_PERCENT_MAX { ": not a quiet machine" } else { "" };
+        format!(
+            "meanwhile others took {others:.0} % of one processor and {stolen:.1} % of all was \
+             stolen{careful}"
+        )
+    }
+}
+
+/// More than this, in percent of one processor, is said with a warning.
+const OTHERS_PERCENT_MAX: f64 = 20.0;
+
+/// Processor time of this program and of everything below it that has ended.
+fn own_ticks() -> u64 {
+    let text = fs::read_to_string("/proc/self/stat").unwrap_or_default();
+    let fields = text.rsplit_once(')').map(|(_, rest)| rest).unwrap_or_default();
+    // Counted from 1 in proc(5), and the first after the name is number 3: utime, stime, cutime
+    // and cstime are 14 to 17.
+    fields.split_whitespace().skip(14 - 3).take(4).flat_map(str::parse::<u64>).sum()
 }
 
 /// One line on what figures of this machine stand on.
@@ -40,4 +85,20 @@ pub fn described() -> String {
 pub fn busy_before() -> f64 {
     let text = fs::read_to_string("/proc/loadavg").unwrap_or_default();
     text.split(' ').next().and_then(|word| word.parse().ok()).unwrap_or_default()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn our_own_work_is_not_taken_for_that_of_others() {
+        let (watch, before) = (Surroundings::watch(), own_ticks());
+        let mut sum = 0_u64;
+        while own_ticks() < before + 5 {
+            sum = std::hint::black_box(sum.wrapping_add(1));
+        }
+        assert!(Ticks::now().worked > watch.machine.worked);
+        assert!(watch.told().contains("others took"));
+    }
 }

@@ -5,12 +5,15 @@
 //! each, and is told as a median with its extremes. Ratios of one run are what to trust; absolute
 //! figures move with the machine.
 //!
-//! The report, `target/bench/report.json`, is a list of [`report::Figure`].
+//! The report, `target/bench/report.json`, is a list of [`report::Figure`]; beside it the same is
+//! written as a page, `SUITE.md`. The exit status tells whether measuring worked, not whether what
+//! there is to reach was reached.
 
 #![forbid(unsafe_code)]
 
 mod calls;
 mod grpc;
+mod host;
 mod load;
 mod machine;
 mod nats;
@@ -31,8 +34,9 @@ struct Args {
     /// Shorter runs: good to see that everything works, too short to quote.
     #[arg(long, env = "QUICK", value_parser = FalseyValueParser::new())]
     quick: bool,
-    /// Measure only subjects whose name has this in it, such as `nats` or `peer`.
-    #[arg(long, value_name = "WORD", default_value = "")]
+    /// Measure only subjects (of `host`: groups of figures) whose name has this in it, such as
+    /// `nats` or `start`.
+    #[arg(long, value_name = "WORD", env = "ONLY", default_value = "")]
     only: String,
     /// Where to write the report [default: target/bench/report.json of the repository].
     #[arg(long, value_name = "FILE")]
@@ -59,6 +63,9 @@ enum Role {
     /// Answers requests through a NATS server.
     #[command(hide = true)]
     NatsResponder { address: SocketAddr },
+    /// The plugin of a measurement.
+    #[command(hide = true, name = host::busy::ROLE)]
+    Chatter,
 }
 
 /// How long and how often each subject is measured.
@@ -89,6 +96,9 @@ impl Effort {
 
 fn main() -> ExitCode {
     let args = Args::parse();
+    if let Some(Role::Chatter) = args.role {
+        return host::busy::chatter();
+    }
     match run(&args) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
@@ -109,6 +119,11 @@ fn run(args: &Args) -> Result<()> {
     let effort = if args.quick { Effort::QUICK } else { Effort::FULL };
     let figures = match args.suite {
         Suite::Calls => runtime.block_on(calls::measure(effort, &args.only))?,
+        Suite::Host => {
+            println!("{}", machine::described());
+            let plan = if args.quick { host::Plan::QUICK } else { host::Plan::FULL };
+            runtime.block_on(host::measure(plan, &args.only))?
+        }
         later => {
             println!("Suite {later:?} has no figures yet; `calls` is the one that has.");
             Vec::new()
@@ -116,6 +131,10 @@ fn run(args: &Args) -> Result<()> {
     };
     let path = args.out.clone().unwrap_or_else(report::default_path);
     report::write(&path, &figures)?;
-    println!("{} figures in {}", figures.len(), path.display());
+    let suite = args.suite.to_possible_value().map(|it| it.get_name().to_owned());
+    let suite = suite.unwrap_or_default();
+    let page = path.with_file_name(format!("{suite}.md"));
+    report::write_text(&page, &report::page(&suite, &machine::described(), &figures))?;
+    println!("{} figures in {} and {}", figures.len(), path.display(), page.display());
     Ok(())
 }

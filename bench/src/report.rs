@@ -1,5 +1,6 @@
-//! The report: one list for programs, one table for people.
+//! The report: one list for programs, one table for people, and the same table for a page.
 
+use std::fmt::Write as _;
 use std::{fs, path::Path, path::PathBuf};
 
 use anyhow::{Context, Result};
@@ -10,80 +11,142 @@ use crate::load::median;
 /// One figure of the report.
 #[derive(Debug, Clone, Serialize)]
 pub struct Figure {
-    /// `suite.subject.measure`, such as `calls.two-peers.p50`.
+    /// A name of its own, such as `start_warm_p50_ms` or `calls.two-peers.p50`.
     pub name: String,
     /// The median of the runs.
     pub value: f64,
-    /// `µs`, `req/s`.
+    /// `ms`, `req/s`, `KiB`; empty for ratios and counts.
     pub unit: &'static str,
-    /// The peer's value in the same run: what there is to reach. Absent for the peers themselves.
+    /// What there is to reach: a number that was set, or the peer's value in the same run. Absent
+    /// for figures that are only told.
     pub reach: Option<f64>,
-    /// `lower` or `higher`.
-    pub better: &'static str,
+    /// Which side of `reach` is the good one.
+    pub better: Better,
     /// How often it was measured.
     pub runs: usize,
     /// The least of the runs.
     pub min: f64,
     /// The most of the runs.
     pub max: f64,
-    /// Whom it is compared with. Absent for the peers themselves.
+    /// What else was measured in the same run, and `value` is compared with.
     pub peer: Option<String>,
     /// How it was measured.
     pub method: String,
 }
 
+/// Which of two values is the better one.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Better {
+    Lower,
+    Higher,
+}
+
 impl Figure {
-    /// A figure from its runs, compared with nobody.
-    pub fn of(name: String, unit: &'static str, runs: &[f64], method: String) -> Self {
-        let better = if unit == "µs" { "lower" } else { "higher" };
+    /// A figure from its runs, with nothing to reach.
+    pub fn of(
+        name: impl Into<String>,
+        unit: &'static str,
+        better: Better,
+        runs: &[f64],
+        method: impl Into<String>,
+    ) -> Self {
         Self {
-            name,
+            name: name.into(),
             value: median(runs),
             unit,
             reach: None,
             better,
             runs: runs.len(),
             min: runs.iter().copied().fold(f64::INFINITY, f64::min),
-            max: runs.iter().copied().fold(0.0, f64::max),
+            max: runs.iter().copied().fold(f64::NEG_INFINITY, f64::max),
             peer: None,
-            method,
+            method: method.into(),
         }
     }
 
-    /// The same, beside another.
-    pub fn beside(mut self, peer: &Self) -> Self {
-        self.reach = Some(peer.value);
-        self.peer = Some(peer.name.clone());
+    /// With what there is to reach.
+    pub fn reach(mut self, reach: f64) -> Self {
+        self.reach = Some(reach);
         self
     }
 
-    /// Its line of the table.
-    fn line(&self) -> String {
-        let ratio = self.reach.filter(|reach| *reach > 0.0);
-        let ratio = ratio.map(|reach| format!("{:.2} ×", self.value / reach)).unwrap_or_default();
-        format!(
-            "{:<34} {:>11} {:<6} {:>23} {:>8}  {}",
-            self.name,
-            rounded(self.value),
-            self.unit,
-            format!("{} – {}", rounded(self.min), rounded(self.max)),
-            ratio,
-            self.peer.as_deref().unwrap_or_default(),
-        )
+    /// Compared with something in words.
+    pub fn against(mut self, peer: impl Into<String>) -> Self {
+        self.peer = Some(peer.into());
+        self
+    }
+
+    /// Beside another figure, which is there to be reached.
+    pub fn beside(self, peer: &Self) -> Self {
+        self.reach(peer.value).against(&peer.name)
+    }
+
+    /// Whether its median reaches what there is to reach; `None` where there is nothing.
+    pub fn is_reached(&self) -> Option<bool> {
+        self.reach.map(|reach| match self.better {
+            Better::Lower => self.value <= reach,
+            Better::Higher => self.value >= reach,
+        })
+    }
+
+    /// Its cells, in the order of [`HEAD`].
+    fn cells(&self) -> [String; 6] {
+        let reach = self.reach.map(|reach| {
+            let sign = if self.better == Better::Lower { '≤' } else { '≥' };
+            format!("{sign} {}", rounded(reach))
+        });
+        let reached = self.is_reached().map(|yes| if yes { "yes" } else { "NO" });
+        let extremes = format!("{} – {}", rounded(self.min), rounded(self.max));
+        [
+            self.name.clone(),
+            format!("{} {}", rounded(self.value), self.unit).trim_end().to_owned(),
+            extremes,
+            reach.unwrap_or_default(),
+            reached.unwrap_or_default().to_owned(),
+            self.peer.clone().unwrap_or_default(),
+        ]
     }
 }
 
+const HEAD: [&str; 6] = ["figure", "median", "least – most", "reach", "reached", "beside"];
+
 fn rounded(value: f64) -> String {
-    if value < 100.0 { format!("{value:.1}") } else { format!("{value:.0}") }
+    match value.abs() {
+        // No minus before a zero.
+        size if size < 0.005 => "0".into(),
+        size if size < 10.0 => format!("{value:.2}"),
+        size if size < 100.0 => format!("{value:.1}"),
+        _ => format!("{value:.0}"),
+    }
 }
 
-/// All figures, as people read them.
+/// All figures, as people read them in a terminal.
 pub fn table(figures: &[Figure]) -> String {
-    let head = format!(
-        "{:<34} {:>11} {:<6} {:>23} {:>8}  {}\n",
-        "figure", "median", "unit", "least – most", "ratio", "beside"
-    );
-    figures.iter().fold(head, |text, figure| text + &figure.line() + "\n")
+    let lines = std::iter::once(HEAD.map(str::to_owned)).chain(figures.iter().map(Figure::cells));
+    lines.fold(String::new(), |mut text, [name, value, extremes, reach, reached, peer]| {
+        let line =
+            format!("{name:<30} {value:>14} {extremes:>21} {reach:>10} {reached:>7}  {peer}");
+        text.push_str(line.trim_end());
+        text.push('\n');
+        text
+    })
+}
+
+/// All figures as a page in Markdown: the table, and how each was measured.
+pub fn page(suite: &str, machine: &str, figures: &[Figure]) -> String {
+    let mut text = format!("# Figures of suite `{suite}`\n\nMeasured on {machine}.\n\n");
+    let _ = writeln!(text, "| {} | runs |", HEAD.join(" | "));
+    let _ = writeln!(text, "|{}", "---|".repeat(HEAD.len() + 1));
+    for figure in figures {
+        let [name, rest @ ..] = figure.cells();
+        let _ = writeln!(text, "| `{name}` | {} | {} |", rest.join(" | "), figure.runs);
+    }
+    text.push_str("\n## How each was measured\n\n");
+    for figure in figures {
+        let _ = writeln!(text, "- `{}`: {}", figure.name, figure.method);
+    }
+    text
 }
 
 /// `target/bench/report.json` of the repository.
@@ -93,10 +156,52 @@ pub fn default_path() -> PathBuf {
 
 /// Writes the report, in the place of an older one.
 pub fn write(path: &Path, figures: &[Figure]) -> Result<()> {
+    let text = serde_json::to_string_pretty(figures)?;
+    write_text(path, &(text + "\n"))
+}
+
+/// Writes `text`, in the place of an older one.
+pub fn write_text(path: &Path, text: &str) -> Result<()> {
     let failed = || format!("cannot write {}", path.display());
     if let Some(directory) = path.parent() {
         fs::create_dir_all(directory).with_context(failed)?;
     }
-    let text = serde_json::to_string_pretty(figures)?;
-    fs::write(path, text + "\n").with_context(failed)
+    fs::write(path, text).with_context(failed)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_figure_is_reached_on_its_good_side_only() {
+        let of = |better| Figure::of("f", "ms", better, &[3.0, 1.0, 2.0], "by hand");
+        assert_eq!(of(Better::Lower).is_reached(), None);
+        assert_eq!(of(Better::Lower).reach(2.0).is_reached(), Some(true));
+        assert_eq!(of(Better::Lower).reach(1.9).is_reached(), Some(false));
+        assert_eq!(of(Better::Higher).reach(2.1).is_reached(), Some(false));
+        assert_eq!(of(Better::Higher).beside(&of(Better::Lower)).is_reached(), Some(true));
+    }
+
+    #[test]
+    fn the_report_has_the_fields_that_its_readers_know() {
+        let figure = Figure::of("f", "ms", Better::Lower, &[-1.0, 2.0], "by hand").reach(3.0);
+        let json = serde_json::to_value(&figure).expect("plain data");
+        let mut keys: Vec<&String> = json.as_object().expect("an object").keys().collect();
+        keys.sort();
+        let known =
+            ["better", "max", "method", "min", "name", "peer", "reach", "runs", "unit", "value"];
+        assert_eq!(keys, known);
+        assert_eq!((&json["better"], &json["runs"]), (&"lower".into(), &2.into()));
+        assert_eq!((&json["min"], &json["max"]), (&(-1.0).into(), &2.0.into()));
+        assert!(json["peer"].is_null());
+    }
+
+    #[test]
+    fn the_page_tells_each_figure_and_its_method() {
+        let figures = [Figure::of("f_ms", "ms", Better::Lower, &[2.0], "by hand").reach(1.0)];
+        let page = page("host", "a machine", &figures);
+        assert!(page.contains("| `f_ms` | 2.00 ms | 2.00 – 2.00 | ≤ 1.00 | NO |  | 1 |"), "{page}");
+        assert!(page.contains("- `f_ms`: by hand"), "{page}");
+    }
 }

@@ -179,8 +179,19 @@ impl Logs {
 
     /// Notes what the host has to say about the plugin.
     pub fn supervisor(&self, level: &str, pid: u32, message: impl Into<String>) {
+        self.supervisor_with(level, pid, message, Map::new());
+    }
+
+    /// The same, with what programs want to read of it.
+    pub fn supervisor_with(
+        &self,
+        level: &str,
+        pid: u32,
+        message: impl Into<String>,
+        fields: Map<String, Value>,
+    ) {
         let mut ring = self.inner.ring.lock();
-        self.push(&mut ring, LogStream::Supervisor, pid, level.into(), message.into(), Map::new());
+        self.push(&mut ring, LogStream::Supervisor, pid, level.into(), message.into(), fields);
     }
 
     /// Notes a line that the plugin said at `now`.

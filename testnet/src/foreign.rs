@@ -17,7 +17,7 @@ use crate::{
     client::{Outcome, run},
 };
 
-/// The service of the Python server.
+/// The service of the servers in Python and JavaScript.
 pub const GREETER: &str = "greeter.v1.Greeter";
 
 /// The service of the Go server.
@@ -37,17 +37,25 @@ impl Foreign {
         if let Some(foreign) = &*ready {
             return Ok(foreign.clone());
         }
+        Ok(ready.insert(Self::prepared(&["python", "clock", "grpcurl"])?).clone())
+    }
+
+    /// Only the server in JavaScript, which not every machine can run.
+    pub fn with_node() -> Result<Self> {
+        Self::prepared(&["node"])
+    }
+
+    fn prepared(what: &[&str]) -> Result<Self> {
         let script = binaries::repository().join("tests").join("fixtures").join("prepare.sh");
         let output = Command::new(&script)
-            .args(["python", "clock", "grpcurl"])
+            .args(what)
             .output()
             .with_context(|| format!("cannot run {}", script.display()))?;
         let complaint = String::from_utf8_lossy(&output.stderr);
         ensure!(output.status.success(), "{} failed: {complaint}", script.display());
         let said = String::from_utf8_lossy(&output.stdout);
         let said = said.lines().filter_map(|line| line.split_once('='));
-        let said = said.map(|(name, value)| (name.to_owned(), value.to_owned())).collect();
-        Ok(ready.insert(Self { said }).clone())
+        Ok(Self { said: said.map(|(name, value)| (name.to_owned(), value.to_owned())).collect() })
     }
 
     fn get(&self, name: &str) -> Result<&str> {
@@ -69,6 +77,23 @@ impl Foreign {
             working_dir: directory.display().to_string(),
             read_paths: self.get("PYTHON_READ")?.split(':').map(str::to_owned).collect(),
             permissions: Vec::new(),
+        }))
+    }
+
+    /// The server in JavaScript, on the Unix socket it is given. It has neither reflection nor
+    /// health.
+    pub fn node_greeter(&self) -> Result<From> {
+        let server = PathBuf::from(self.get("NODE_GREETER")?);
+        let directory = server.parent().context("a file is in a directory")?;
+        let address = "unix:$BH_PLUGIN_SOCKET";
+        Ok(From::Exec(Exec {
+            argv: [self.get("NODE")?, self.get("NODE_GREETER")?, "--address", address]
+                .map(str::to_owned)
+                .to_vec(),
+            listen: "unix".into(),
+            services: vec![GREETER.into()],
+            working_dir: directory.display().to_string(),
+            read_paths: self.get("NODE_READ")?.split(':').map(str::to_owned).collect(),
         }))
     }
 

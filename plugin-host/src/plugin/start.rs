@@ -11,6 +11,7 @@ use std::{
 
 use bytes::Bytes;
 use protocol::{id::InstanceId, manifest::Listen, service::ServiceName};
+use serde_json::{Map, Value};
 use tokio::time::timeout_at;
 use tokio_util::task::AbortOnDropHandle;
 
@@ -38,6 +39,31 @@ pub(super) struct NotStarted {
 impl From<StartFailure> for NotStarted {
     fn from(failure: StartFailure) -> Self {
         Self { reason: failure.to_string(), retry: !failure.is_final() }
+    }
+}
+
+/// When the steps of a start were done.
+#[derive(Clone, Copy)]
+struct Steps {
+    /// The first thing was done for it.
+    begun: Instant,
+    /// Its jail stood, and its program was executed.
+    executed: Instant,
+    /// It had answered its first call.
+    answered: Instant,
+}
+
+impl Steps {
+    /// For the log: milliseconds since the beginning.
+    fn fields(self, ready: Instant) -> Map<String, Value> {
+        let since = |step: Instant| {
+            let millis = step.duration_since(self.begun).as_secs_f64() * 1_000.0;
+            // Thousandths are as fine as anybody reads.
+            Value::from((millis * 1_000.0).round() / 1_000.0)
+        };
+        let steps =
+            [("executed_ms", self.executed), ("answered_ms", self.answered), ("ready_ms", ready)];
+        steps.into_iter().map(|(name, step)| (name.to_owned(), since(step))).collect()
     }
 }
 
@@ -71,6 +97,7 @@ impl Supervisor {
             }
         };
         drop(turn);
+        let executed = Instant::now();
         pid.store(process.pid, Ordering::Relaxed);
         context.allowance.started(process.init);
         {
@@ -99,6 +126,7 @@ impl Supervisor {
                 return Err(NotStarted { reason, retry: true });
             }
         };
+<<<<<<< HEAD
         let met = self.meet(&channel, probed, deadline).await;
         let Met { services, descriptors, contract } = match met {
             Ok(met) => met,
@@ -118,6 +146,11 @@ impl Supervisor {
             _egress: egress,
         };
         self.announce(&run, begun, services, descriptors).await;
+=======
+        let answered = Instant::now();
+        let run = Run { process, channel, instance, since: answered, probed, captures };
+        self.announce(&run, Steps { begun, executed, answered }).await;
+>>>>>>> bench
         Ok(run)
     }
 
@@ -202,6 +235,7 @@ impl Supervisor {
         }
     }
 
+<<<<<<< HEAD
     /// Tells the node what it serves.
     async fn announce(
         &mut self,
@@ -210,6 +244,11 @@ impl Supervisor {
         services: Vec<(ServiceName, [u8; 32])>,
         descriptors: Bytes,
     ) {
+=======
+    /// Learns what it serves, and tells the node.
+    async fn announce(&mut self, run: &Run, steps: Steps) {
+        let (services, descriptors) = self.describe(&run.channel, run.probed).await;
+>>>>>>> bench
         let context = &self.context;
         context.channels.insert(run.instance, Arc::clone(&run.channel));
         {
@@ -222,11 +261,12 @@ impl Supervisor {
         *context.ready_since.lock() = Some(run.since);
         context.roll.enter(&context.seat.plugin, &context.program.manifest.version);
         self.step(Step::BecameReady, "");
-        let took = begun.elapsed();
+        let now = Instant::now();
+        let took = now.duration_since(steps.begun);
         let context = &self.context;
         let status = context.status.lock().clone();
         let text = format!("ready after {:.1} ms", took.as_secs_f64() * 1_000.0);
-        context.logs.supervisor("info", run.process.pid, text);
+        context.logs.supervisor_with("info", run.process.pid, text, steps.fields(now));
         tracing::info!(plugin = %status.name, pid = run.process.pid, ?took, "plugin is ready");
         let ready = ReadyPlugin {
             name: status.name,

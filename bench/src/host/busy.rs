@@ -1,0 +1,195 @@
+//! What supervision costs while plugins are busy, and the plugin that is busy.
+
+use std::{
+    path::PathBuf,
+    process::ExitCode,
+    sync::atomic::{AtomicU64, Ordering},
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context, Result, ensure};
+use futures::{
+    future::try_join_all,
+    stream::{self, StreamExt, TryStreamExt},
+};
+use plugins::demo::{
+    DESCRIPTORS, HandleReply, HandleRequest, InfoReply, InfoRequest, RepeatRequest, SayReply,
+    SayRequest,
+    echo_server::{Echo, EchoServer},
+};
+use sdk::{Answer, Plugin, Stream};
+use tokio::time::{MissedTickBehavior, interval};
+use tonic::{Request, Response, Status, Streaming};
+
+use super::{Plan, proc, stand::Stand};
+use crate::grpc::{Address, Call, Connection};
+use crate::{report::Better, report::Figure};
+
+/// Plugins that are supervised.
+const PLUGINS: usize = 100;
+
+/// Calls a second to each.
+const RATE_EACH: f64 = 100.0;
+
+/// Of this many calls a plugin logs one.
+const CALLS_PER_LINE: u64 = 10;
+
+/// Less than this share of the intended calls is no measurement.
+const RATE_SHARE_MIN: f64 = 0.95;
+
+/// The argument under which this program is the plugin.
+pub const ROLE: &str = "chatter";
+
+/// Runs the plugin until it is told to end.
+pub fn chatter() -> ExitCode {
+    Plugin::new(ROLE, env!("CARGO_PKG_VERSION"))
+        .descriptors(DESCRIPTORS)
+        .service(EchoServer::new(Chatter::default()))
+        .run()
+}
+
+/// Echoes, and logs a line of a call now and then, as servers do.
+#[derive(Default)]
+struct Chatter {
+    calls: AtomicU64,
+}
+
+#[tonic::async_trait]
+impl Echo for Chatter {
+    type RepeatStream = Stream<SayReply>;
+    type ChatStream = Stream<SayReply>;
+
+    async fn say(&self, request: Request<SayRequest>) -> Answer<SayReply> {
+        let text = request.into_inner().text;
+        let calls = self.calls.fetch_add(1, Ordering::Relaxed) + 1;
+        if calls % CALLS_PER_LINE == 0 {
+            println!(
+                r#"{{"level":"info","message":"answered","fields":{{"calls":{calls},"bytes":{}}}}}"#,
+                text.len()
+            );
+        }
+        Ok(Response::new(SayReply { text: format!("Echo: {text}") }))
+    }
+
+    async fn info(&self, _: Request<InfoRequest>) -> Answer<InfoReply> {
+        Err(unasked())
+    }
+
+    async fn handle(&self, _: Request<HandleRequest>) -> Answer<HandleReply> {
+        Err(unasked())
+    }
+
+    async fn repeat(&self, _: Request<RepeatRequest>) -> Answer<Stream<SayReply>> {
+        Err(unasked())
+    }
+
+    async fn join(&self, _: Request<Streaming<SayRequest>>) -> Answer<SayReply> {
+        Err(unasked())
+    }
+
+    async fn chat(&self, _: Request<Streaming<SayRequest>>) -> Answer<Stream<SayReply>> {
+        Err(unasked())
+    }
+}
+
+fn unasked() -> Status {
+    Status::unimplemented("this plugin only says")
+}
+
+pub async fn measure(plan: Plan) -> Result<Vec<Figure>> {
+    let stand = Stand::start("").await?;
+    let this = std::env::current_exe().context("cannot tell where this program is")?;
+    let lines = format!("entrypoint: [./bh-bench, {ROLE}]\nlisten: fd\n");
+    let plugins: Vec<PathBuf> = (0..PLUGINS)
+        .map(|number| package(&stand, &this, &format!("c{number:02}"), &lines))
+        .collect::<Result<_>>()?;
+    let loader = stand.loader();
+    let loads = plugins.iter().map(|plugin| loader.load(plugin));
+    stream::iter(loads).buffer_unordered(16).try_for_each(|_| async { Ok(()) }).await?;
+    let callers: Vec<Caller> = try_join_all((0..PLUGINS).map(|number| {
+        let plugins = stand.node.setup().run_dir().join("plugins");
+        Caller::of(plugins.join(format!("c{number:02}")).join("plugin.sock"))
+    }))
+    .await?;
+    let (mut percents, mut rates) = (Vec::new(), Vec::new());
+    for _ in 0..plan.runs {
+        // The first second sees every connection and every log fill its first buffers.
+        load(&callers, Duration::from_secs(1)).await?;
+        let (begun, before) = (Instant::now(), proc::cpu_seconds(stand.pid()));
+        let calls = load(&callers, plan.busy).await?;
+        let (seconds, used) = (begun.elapsed().as_secs_f64(), proc::cpu_seconds(stand.pid()));
+        percents.push((used - before) * 100.0 / seconds);
+        rates.push(calls as f64 / seconds);
+    }
+    let logged = logged(&stand).await?;
+    drop(callers);
+    stand.stop().await?;
+    let wanted = RATE_EACH * PLUGINS as f64;
+    let rate = crate::load::median(&rates);
+    ensure!(rate >= wanted * RATE_SHARE_MIN, "only {rate:.0} of {wanted} calls a second were made");
+    let method = format!(
+        "processor time of the peer, all of it, while {PLUGINS} plugins answer {rate:.0} calls a \
+         second in all for {} s and log a JSON line for every {CALLS_PER_LINE}th ({logged} lines \
+         were kept or counted); the calls go straight to the plugins' sockets, so that carrying \
+         them is not counted, and health, samples, logs and the rest of an idle peer are",
+        plan.busy.as_secs()
+    );
+    let figure = Figure::of("supervision_cpu_pct", "%", Better::Lower, &percents, method);
+    Ok(vec![figure.reach(5.0)])
+}
+
+/// A plugin of its own, which is this program under another name.
+fn package(stand: &Stand, this: &std::path::Path, name: &str, lines: &str) -> Result<PathBuf> {
+    let dir = stand.plugins().join(name);
+    std::fs::create_dir_all(&dir)?;
+    let program = dir.join("bh-bench");
+    if std::fs::hard_link(this, &program).is_err() {
+        std::fs::copy(this, &program).context("this program cannot be copied")?;
+    }
+    std::fs::write(dir.join("plugin.yaml"), format!("name: {name}\nversion: 1.0.0\n{lines}"))?;
+    Ok(dir)
+}
+
+/// One plugin's only caller.
+struct Caller {
+    connection: Connection,
+    call: Call,
+}
+
+impl Caller {
+    async fn of(socket: PathBuf) -> Result<Self> {
+        let connection = Connection::open(&Address::Unix(socket)).await?;
+        Ok(Self { connection, call: Call::say() })
+    }
+
+    /// Calls at [`RATE_EACH`], and says how often.
+    async fn call(&self, duration: Duration) -> Result<u64> {
+        let mut beat = interval(Duration::from_secs_f64(1.0 / RATE_EACH));
+        beat.set_missed_tick_behavior(MissedTickBehavior::Burst);
+        let (begun, mut calls) = (Instant::now(), 0);
+        loop {
+            beat.tick().await;
+            if begun.elapsed() >= duration {
+                return Ok(calls);
+            }
+            self.connection.call(&self.call).await?;
+            calls += 1;
+        }
+    }
+}
+
+async fn load(callers: &[Caller], duration: Duration) -> Result<u64> {
+    let calls = try_join_all(callers.iter().map(|caller| caller.call(duration))).await?;
+    Ok(calls.iter().sum())
+}
+
+/// Lines that the peer has of its plugins, dropped ones too.
+async fn logged(stand: &Stand) -> Result<u64> {
+    let plugins = stand.list().await?;
+    let mut lines: u64 = plugins.iter().map(|plugin| plugin.logs_lost).sum();
+    for plugin in &plugins {
+        lines += stand.log(&plugin.name).await?.len() as u64;
+    }
+    ensure!(lines > 0, "the peer has no line of its plugins' logs");
+    Ok(lines)
+}

@@ -13,11 +13,15 @@ use tonic_health::pb::{
 
 use crate::channel::{Asking, Channel};
 
-/// First wait between questions to a program that is starting, and the longest: a program in a
-/// compiled language is ready within milliseconds, and nobody notices a tenth of a second in one
-/// that takes seconds.
-const FIRST_WAIT: Duration = Duration::from_millis(3);
+/// The shortest and the longest wait between questions to a program that is starting. In between
+/// it is a fixed part of the time that has passed: a program in a compiled language is ready within
+/// milliseconds, and nobody notices a tenth of a second in one that takes seconds.
+const SHORTEST_WAIT: Duration = Duration::from_micros(200);
 const LONGEST_WAIT: Duration = Duration::from_millis(100);
+const PART_OF_ELAPSED: u32 = 8;
+
+/// Below this the runtime's timer, which counts milliseconds, is too coarse.
+const FINE: Duration = Duration::from_millis(2);
 
 /// How long one question may take while starting. A listener bound by the host accepts before
 /// its program reads.
@@ -59,7 +63,7 @@ pub(crate) async fn wait(
     service: Option<&str>,
     last: &mut String,
 ) -> Health {
-    let mut pause = FIRST_WAIT;
+    let begun = Instant::now();
     loop {
         let health = match service {
             Some(service) => probe(channel, service, QUESTION_PATIENCE).await,
@@ -72,7 +76,34 @@ pub(crate) async fn wait(
             Health::Not(reason) => *last = reason,
             ready => return ready,
         }
-        sleep(pause).await;
-        pause = (pause * 2).min(LONGEST_WAIT);
+        pause(wait_after(begun.elapsed())).await;
+    }
+}
+
+/// How long to wait for the next question when so much time has passed.
+fn wait_after(elapsed: Duration) -> Duration {
+    (elapsed / PART_OF_ELAPSED).clamp(SHORTEST_WAIT, LONGEST_WAIT)
+}
+
+async fn pause(wait: Duration) {
+    if wait >= FINE {
+        return sleep(wait).await;
+    }
+    // A thread that sleeps is as exact as the kernel. It is owned by the runtime, which waits for
+    // it at its end, two milliseconds at most.
+    let slept = tokio::task::spawn_blocking(move || std::thread::sleep(wait)).await;
+    // A runtime that is ending runs no more threads; then nobody waits for readiness either.
+    drop(slept);
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn waits_grow_with_the_time_that_has_passed_and_are_bounded() {
+        assert_eq!(wait_after(Duration::ZERO), SHORTEST_WAIT);
+        assert_eq!(wait_after(Duration::from_millis(8)), Duration::from_millis(1));
+        assert_eq!(wait_after(Duration::from_secs(60)), LONGEST_WAIT);
     }
 }

@@ -112,7 +112,6 @@ pub(crate) fn launch(control: &OwnedFd, spec: &JailSpec, descriptors: Vec<OwnedF
 fn outside(spec: &JailSpec, control: &OwnedFd, descriptors: Vec<OwnedFd>) -> Result<(), Refusal> {
     introduce(control)?;
     let listener = standard_streams(spec, descriptors)?;
-    join_cgroups(spec)?;
     prefer_plugins_when_memory_ends();
 
     // With an id of its own the program could not reach what only the host's user may read; so it
@@ -133,6 +132,9 @@ fn outside(spec: &JailSpec, control: &OwnedFd, descriptors: Vec<OwnedFd>) -> Res
                 write_id_maps(spec, first)?;
             }
             rustix::io::write(&gate, b"g").layer("launcher", "let the jail begin")?;
+            // Meanwhile, because joining may take longer than building.
+            join_cgroups(spec, first)?;
+            rustix::io::write(&gate, b"j").layer("launcher", "let the program begin")?;
             Ok(())
         }
     }
@@ -181,7 +183,6 @@ fn namespaces(spec: &JailSpec) -> libc::c_int {
         | libc::CLONE_NEWNS
         | libc::CLONE_NEWIPC
         | libc::CLONE_NEWUTS
-        | libc::CLONE_NEWCGROUP
         | net
 }
 
@@ -211,18 +212,20 @@ fn write_id_maps(spec: &JailSpec, first: Pid) -> Result<(), Refusal> {
     write("gid_map", format!("{INSIDE_ID} {group} 1"))
 }
 
-/// First of all, so that whatever follows is counted and limited.
-fn join_cgroups(spec: &JailSpec) -> Result<(), Refusal> {
+/// Puts the first process into its groups, and with it all that it will fork. The kernel makes a
+/// write into version 1 wait for every processor, up to tens of milliseconds.
+fn join_cgroups(spec: &JailSpec, first: Pid) -> Result<(), Refusal> {
+    let first = first.as_raw_nonzero().to_string();
     for directory in &spec.cgroup {
         let file = directory.join("cgroup.procs");
-        fs::write(&file, "0").layer("cgroup", &format!("join {}", directory.display())).map_err(
-            |refusal| {
+        fs::write(&file, &first)
+            .layer("cgroup", &format!("join {}", directory.display()))
+            .map_err(|refusal| {
                 refusal.advise(
                     "give the node its own subtree of control groups (systemd: Delegate=yes), or \
                      set the operator policy `plugins.cgroups: off`",
                 )
-            },
-        )?;
+            })?;
     }
     Ok(())
 }
@@ -249,13 +252,13 @@ impl Jail<'_> {
         if control::send(control, &Report::Init, None, SendFlags::empty()).is_err() {
             return 1;
         }
-        let mut byte = [0_u8];
-        if !matches!(rustix::io::read(&self.go, &mut byte), Ok(1)) {
+        if !told(&self.go) {
             // The launcher could not write the id maps, and has said so.
             return 1;
         }
-        let Jail { spec, listener, trees, .. } = self;
-        let built = build(spec, trees, control);
+        let Jail { spec, listener, trees, go, .. } = self;
+        let built = build(spec, trees, control, &go);
+        drop(go);
         match built.and_then(|layers| init::run(spec, control, listener, layers)) {
             Ok(()) => 0,
             Err(refusal) => {
@@ -267,7 +270,12 @@ impl Jail<'_> {
 }
 
 /// Everything between the new namespaces and the fork of the program.
-fn build(spec: &JailSpec, trees: Option<Trees>, control: &OwnedFd) -> Result<Layers, Refusal> {
+fn build(
+    spec: &JailSpec,
+    trees: Option<Trees>,
+    control: &OwnedFd,
+    go: &OwnedFd,
+) -> Result<Layers, Refusal> {
     let mut layers = Layers::new();
     if !spec.cgroup.is_empty() {
         layers.push("cgroup".into());
@@ -277,7 +285,7 @@ fn build(spec: &JailSpec, trees: Option<Trees>, control: &OwnedFd) -> Result<Lay
     if spec.namespaces {
         become_inside_id()?;
         die_with_the_host(control)?;
-        for layer in ["user-ns", "pid-ns", "mount-ns", "ipc-ns", "uts-ns", "cgroup-ns"] {
+        for layer in ["user-ns", "pid-ns", "mount-ns", "ipc-ns", "uts-ns"] {
             layers.push(layer.into());
         }
         if spec.outside_id.is_some() {
@@ -300,11 +308,15 @@ fn build(spec: &JailSpec, trees: Option<Trees>, control: &OwnedFd) -> Result<Lay
         };
         root::enter(&spec.root, trees)?;
         layers.push("private-root".into());
+        in_its_groups(go)?;
+        sys::own_cgroup_namespace().layer("cgroup-ns", "unshare")?;
+        layers.push("cgroup-ns".into());
         no_more_user_namespaces()?;
         layers.push("no-nested-user-ns".into());
     } else {
         rustix::process::set_child_subreaper(Some(rustix::process::getpid()))
             .layer("lifeline", "become the reaper of what the plugin leaves")?;
+        in_its_groups(go)?;
     }
     drop_capabilities()?;
     layers.push("no-capabilities".into());
@@ -315,6 +327,20 @@ fn build(spec: &JailSpec, trees: Option<Trees>, control: &OwnedFd) -> Result<Lay
         .layer("no-ptrace-of-init", "prctl")?;
     layers.push("lifeline".into());
     Ok(layers)
+}
+
+/// Waits until the launcher has said one of its two words; false where it ended without it.
+fn told(go: &OwnedFd) -> bool {
+    matches!(rustix::io::read(go, &mut [0_u8; 1]), Ok(1))
+}
+
+/// Nothing of the plugin's is forked before this process is counted and limited.
+fn in_its_groups(go: &OwnedFd) -> Result<(), Refusal> {
+    if told(go) {
+        return Ok(());
+    }
+    // The launcher's own reason is with the host already, and comes first.
+    Err(Refusal::new("cgroup", "the launcher ended before this process was in its groups"))
 }
 
 fn become_inside_id() -> Result<(), Refusal> {

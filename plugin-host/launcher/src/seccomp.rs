@@ -11,10 +11,8 @@
 
 use std::collections::BTreeMap;
 
-use seccompiler::{
-    BpfProgram, SeccompAction, SeccompCmpArgLen, SeccompCmpOp, SeccompCondition, SeccompFilter,
-    SeccompRule, TargetArch,
-};
+use seccompiler::{BpfProgram, SeccompCmpArgLen, SeccompCmpOp, SeccompCondition, SeccompRule};
+use tree::{Answer, ret};
 
 use crate::{
     jail::{Layer, Refusal},
@@ -39,6 +37,7 @@ macro_rules! calls {
 
 mod allowed;
 mod denied;
+mod tree;
 
 /// A question about one argument, compared as the kernel reads it: 32 bits.
 #[derive(Debug, Clone, Copy)]
@@ -63,10 +62,12 @@ struct Denial {
 
 const LAYER: &str = "seccomp";
 
+/// What the kernel calls this architecture, source: `linux/audit.h`.
 #[cfg(target_arch = "x86_64")]
-const ARCHITECTURE: TargetArch = TargetArch::x86_64;
+const AUDIT: u32 = 0xc000_003e;
+/// As above.
 #[cfg(target_arch = "aarch64")]
-const ARCHITECTURE: TargetArch = TargetArch::aarch64;
+const AUDIT: u32 = 0xc000_00b7;
 
 /// Both filters, ready to install: in the order of installation.
 pub(crate) struct Filters([BpfProgram; 2]);
@@ -74,7 +75,7 @@ pub(crate) struct Filters([BpfProgram; 2]);
 impl Filters {
     /// Compiles the filters for a program with these internet sockets.
     pub(crate) fn compile(internet: Internet) -> Result<Self, seccompiler::BackendError> {
-        Ok(Self([allow_list()?, denials(internet)?]))
+        Ok(Self([allow_list(), denials(internet)?]))
     }
 
     /// Installs them on this process and all that follow from it. Needs no-new-privileges.
@@ -96,33 +97,42 @@ pub(crate) fn prepare(internet: Internet) -> Result<Filters, Refusal> {
     Filters::compile(internet).layer(LAYER, "compile the filter")
 }
 
-fn allow_list() -> Result<BpfProgram, seccompiler::BackendError> {
+fn allow_list() -> BpfProgram {
     let calls = allowed::EVERYWHERE.iter().chain(allowed::ARCHITECTURE);
-    let rules = calls.map(|call| (call.number, Vec::new())).collect();
-    let unknown = SeccompAction::Errno(libc::ENOSYS as u32);
-    SeccompFilter::new(rules, unknown, SeccompAction::Allow, ARCHITECTURE)?.try_into()
+    let answers = calls.map(|call| (call.number as u32, vec![ret(ALLOW)])).collect();
+    tree::program(AUDIT, &answers, errno(libc::ENOSYS))
 }
 
 fn denials(internet: Internet) -> Result<BpfProgram, seccompiler::BackendError> {
-    let mut rules: BTreeMap<i64, Vec<SeccompRule>> = BTreeMap::new();
-    for call in denied::ALWAYS.iter().chain(denied::ARCHITECTURE) {
-        rules.insert(call.number, Vec::new());
-    }
-    for denial in denied::SOMETIMES {
-        for line in denial.when {
-            rules.entry(denial.number).or_default().push(rule(line)?);
-        }
-    }
+    let denied = ret(errno(libc::EPERM));
+    let mut answers: BTreeMap<u32, Answer> = denied::ALWAYS
+        .iter()
+        .chain(denied::ARCHITECTURE)
+        .map(|call| (call.number as u32, vec![denied.clone()]))
+        .collect();
     let further = match internet {
         Internet::Any => &[][..],
         Internet::Listen(_) => denied::STREAMS_ONLY,
         Internet::None => denied::NO_INTERNET,
     };
-    for line in further {
-        rules.entry(libc::SYS_socket).or_default().push(rule(line)?);
+    for denial in denied::SOMETIMES {
+        let more = if denial.number == libc::SYS_socket { further } else { &[] };
+        let mut answer = Answer::new();
+        for line in denial.when.iter().chain(more) {
+            // What does not hold goes on after the return.
+            answer.extend(BpfProgram::from(rule(line)?));
+            answer.push(denied.clone());
+        }
+        answer.push(ret(ALLOW));
+        answers.insert(denial.number as u32, answer);
     }
-    let denied = SeccompAction::Errno(libc::EPERM as u32);
-    SeccompFilter::new(rules, SeccompAction::Allow, denied, ARCHITECTURE)?.try_into()
+    Ok(tree::program(AUDIT, &answers, ALLOW))
+}
+
+const ALLOW: u32 = libc::SECCOMP_RET_ALLOW;
+
+fn errno(number: libc::c_int) -> u32 {
+    libc::SECCOMP_RET_ERRNO | number as u32
 }
 
 fn rule(line: &[Test]) -> Result<SeccompRule, seccompiler::BackendError> {

@@ -31,8 +31,9 @@ pub struct JailSpec {
     /// The user and group id that the program has outside. Only a host with rights over other ids
     /// may choose one; `None` keeps the host's own.
     pub outside_id: Option<u32>,
-    /// Directories of control groups that the launcher joins before anything else: one for
-    /// version 2, one per controller for version 1. Limits are set there before the start.
+    /// Directories of control groups that the jail's first process is put into before anything of
+    /// the plugin's exists: one for version 2, one per controller for version 1. Limits are set
+    /// there before the start.
     pub cgroup: Vec<PathBuf>,
     /// Landlock is asked for: the program may touch what `root` lists and nothing else. Without
     /// namespaces this is the barrier around files.

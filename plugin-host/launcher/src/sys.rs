@@ -193,6 +193,15 @@ pub(crate) fn loopback_up(socket: impl AsFd) -> io::Result<()> {
     done(i64::from(result))
 }
 
+/// Gives this process a cgroup namespace of its own, with its present groups as roots.
+pub(crate) fn own_cgroup_namespace() -> io::Result<()> {
+    // Needed: the safe form is deprecated, for flags that this is not.
+    // SAFETY: this flag changes what paths of groups look like and nothing that memory or
+    // descriptors depend on.
+    let result = unsafe { libc::unshare(libc::CLONE_NEWCGROUP) };
+    done(i64::from(result))
+}
+
 /// Sets the host name of this UTS namespace.
 pub(crate) fn set_host_name(name: &str) -> io::Result<()> {
     // Needed: `rustix` keeps it behind another feature.

@@ -2,6 +2,7 @@
 //! outside the jail, so that a missing tool is a failed test and not a pass.
 
 mod filter;
+mod groups;
 mod landlock;
 mod user;
 mod world;

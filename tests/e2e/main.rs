@@ -15,6 +15,7 @@ mod idle;
 mod loading;
 mod mesh;
 mod observe;
+mod routing;
 mod start;
 mod supervision;
 mod support;

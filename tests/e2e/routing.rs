@@ -1,0 +1,120 @@
+//! Failure under load, over real nodes: what callers see of a provider that is killed, and what
+//! the operator is told of a call.
+
+use std::sync::{
+    Arc,
+    atomic::{AtomicBool, AtomicU64, Ordering::Relaxed},
+};
+
+use plugins::demo::{AddRequest, GetRequest};
+use testnet::{Cluster, Must, packages, until};
+
+use crate::support::{COUNTER, KNOWN_WITHIN, counter, timed};
+
+/// Callers at once.
+const CALLERS: usize = 16;
+
+/// Calls that are made before and after the kill.
+const CALLS_AROUND: u64 = 500;
+
+/// Waits until `answered` counts that many.
+async fn reach(answered: &AtomicU64, wanted: u64) {
+    until("calls are answered", KNOWN_WITHIN, || async {
+        let so_far = answered.load(Relaxed);
+        if so_far >= wanted { Ok(()) } else { Err(format!("{so_far} of {wanted}")) }
+    })
+    .await
+    .must();
+}
+
+async fn two_counters() -> Cluster {
+    let cluster = Cluster::start(&["a", "b", "c"]).await.must();
+    for name in ["b", "c"] {
+        let plugin = packages::plugin("counter").must();
+        cluster.peer(name).must().load(&plugin).await.must();
+    }
+    cluster.all_see(COUNTER, &["b", "c"], KNOWN_WITHIN).await.must();
+    cluster
+}
+
+#[tokio::test]
+async fn no_caller_of_a_method_that_may_run_twice_sees_its_provider_die() {
+    let cluster = two_counters().await;
+    let a = cluster.peer("a").must();
+    let (answered, over) = (Arc::new(AtomicU64::new(0)), Arc::new(AtomicBool::new(false)));
+    let callers: Vec<_> = (0..CALLERS)
+        .map(|_| {
+            let (mut client, answered, over) = (counter(a), answered.clone(), over.clone());
+            tokio::spawn(async move {
+                while !over.load(Relaxed) {
+                    client.get(timed(GetRequest { name: "x".into() })).await?;
+                    answered.fetch_add(1, Relaxed);
+                }
+                Ok::<_, tonic::Status>(())
+            })
+        })
+        .collect();
+    reach(&answered, CALLS_AROUND).await;
+    cluster.peer("b").must().kill().await.must();
+    reach(&answered, answered.load(Relaxed) + CALLS_AROUND).await;
+    over.store(true, Relaxed);
+    for caller in callers {
+        caller.await.must().expect("no error reaches a caller");
+    }
+}
+
+#[tokio::test]
+async fn of_calls_that_may_run_once_only_those_in_flight_fail_and_say_so() {
+    let cluster = two_counters().await;
+    let a = cluster.peer("a").must();
+    let (answered, over) = (Arc::new(AtomicU64::new(0)), Arc::new(AtomicBool::new(false)));
+    let callers: Vec<_> = (0..CALLERS)
+        .map(|_| {
+            let (mut client, answered, over) = (counter(a), answered.clone(), over.clone());
+            tokio::spawn(async move {
+                let mut failed = Vec::new();
+                while !over.load(Relaxed) {
+                    let request = timed(AddRequest { name: "x".into(), amount: 1 });
+                    match client.add(request).await {
+                        Ok(_) => drop(answered.fetch_add(1, Relaxed)),
+                        Err(status) => failed.push(status),
+                    }
+                }
+                failed
+            })
+        })
+        .collect();
+    reach(&answered, CALLS_AROUND).await;
+    cluster.peer("b").must().kill().await.must();
+    reach(&answered, answered.load(Relaxed) + CALLS_AROUND).await;
+    over.store(true, Relaxed);
+    for caller in callers {
+        let failed = caller.await.must();
+        assert!(failed.len() <= 1, "each caller had one call in flight: {failed:?}");
+        for status in failed {
+            assert_eq!(
+                status.metadata().get("bh-ran").expect("a trailer"),
+                "unknown",
+                "{status:?}"
+            );
+        }
+    }
+}
+
+#[tokio::test]
+async fn one_real_call_is_told_step_by_step() {
+    let cluster = two_counters().await;
+    let cli = cluster.peer("a").must().cli().must();
+    let call = ["explain", "demo.v1.Counter/Add", "--call", "-d", "{\"amount\": \"1\"}", "--json"];
+    let told = cli.run(call).await.must().json().must();
+    assert_eq!(told["code"], "OK", "{told}");
+    let steps = told["steps"].as_array().expect("a list");
+    let kinds: Vec<_> = steps.iter().filter_map(|step| step["kind"].as_str()).collect();
+    assert_eq!(kinds, ["weighed", "chosen", "sent", "answered", "ended"], "{told}");
+    assert_eq!(steps[0]["candidates"].as_array().expect("a list").len(), 2, "{told}");
+    assert!(steps[1]["provider"]["transport"].is_string(), "{told}");
+    assert!(
+        steps[3]["text"].as_str().expect("a text").contains("plugin="),
+        "the peer's own legs: {told}"
+    );
+}

@@ -94,6 +94,7 @@ impl Foreign {
             services: vec![GREETER.into()],
             working_dir: directory.display().to_string(),
             read_paths: self.get("NODE_READ")?.split(':').map(str::to_owned).collect(),
+            permissions: Vec::new(),
         }))
     }
 

@@ -7,6 +7,9 @@ use testnet::{Cluster, Must, Node, NodeSetup, cluster::World, packages};
 
 use crate::support::{COUNTER, KNOWN_WITHIN, add};
 
+/// What was refused has left nothing after this long.
+const GONE_WITHIN: Duration = Duration::from_secs(1);
+
 async fn lone(world: &World) -> Node {
     NodeSetup::peer(world.path(), "t-load", "n").start().await.must()
 }
@@ -20,13 +23,20 @@ async fn loaded(node: &Node) -> usize {
 /// Tries to load `path`; the refusal as the node words it. Nothing must be left of it.
 async fn refused(node: &Node, path: &Path) -> String {
     let error = node.load(path).await.expect_err("refused");
-    let children: Vec<_> =
-        node.children().into_iter().filter(testnet::residue::Seen::still_runs).collect();
     // The zygote, which makes jails, stays as long as the node; a launcher of a jail would be one
-    // more of its kind.
-    let (launchers, others): (Vec<_>, Vec<_>) =
-        children.iter().partition(|seen| seen.command.ends_with(" __launch"));
-    assert!(others.is_empty() && launchers.len() <= 1, "left behind: {children:?}");
+    // more of its kind. Between fork and exec a process bears its parent's name.
+    let begun = std::time::Instant::now();
+    loop {
+        let children: Vec<_> =
+            node.children().into_iter().filter(testnet::residue::Seen::still_runs).collect();
+        let (launchers, others): (Vec<_>, Vec<_>) =
+            children.iter().partition(|seen| seen.command.ends_with(" __launch"));
+        if others.is_empty() && launchers.len() <= 1 {
+            break;
+        }
+        assert!(begun.elapsed() < GONE_WITHIN, "left behind: {children:?}");
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
     format!("{error:#}")
 }
 

@@ -142,7 +142,7 @@ impl Stand {
 
     /// The lines that are kept of a plugin's log.
     pub async fn log(&self, name: &str) -> Result<Vec<LogLine>> {
-        let request = PluginLogsRequest { name: name.to_owned(), follow: false, tail: 0 };
+        let request = PluginLogsRequest { name: name.to_owned(), ..PluginLogsRequest::default() };
         let lines = self.admin.clone().plugin_logs(request).await?.into_inner();
         Ok(lines.try_collect().await?)
     }
@@ -183,7 +183,8 @@ impl Loader {
 
     /// Loads a plugin under `name`, if not empty, and waits until it is ready.
     pub async fn load_from(&self, from: From, name: &str) -> Result<Plugin> {
-        let request = PluginLoadRequest { from: Some(from), wait: true, name: name.to_owned() };
+        let request =
+            PluginLoadRequest { from: Some(from), wait: true, name: name.to_owned(), instances: 0 };
         let mut admin = self.admin.clone();
         let answer = tokio::time::timeout(STEP_WITHIN, admin.plugin_load(request)).await;
         let answer: admin::PluginLoadResponse =

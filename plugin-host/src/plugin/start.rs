@@ -126,7 +126,7 @@ impl Supervisor {
                 return Err(NotStarted { reason, retry: true });
             }
         };
-<<<<<<< HEAD
+        let answered = Instant::now();
         let met = self.meet(&channel, probed, deadline).await;
         let Met { services, descriptors, contract } = match met {
             Ok(met) => met,
@@ -145,12 +145,7 @@ impl Supervisor {
             captures,
             _egress: egress,
         };
-        self.announce(&run, begun, services, descriptors).await;
-=======
-        let answered = Instant::now();
-        let run = Run { process, channel, instance, since: answered, probed, captures };
-        self.announce(&run, Steps { begun, executed, answered }).await;
->>>>>>> bench
+        self.announce(&run, Steps { begun, executed, answered }, services, descriptors).await;
         Ok(run)
     }
 
@@ -235,20 +230,14 @@ impl Supervisor {
         }
     }
 
-<<<<<<< HEAD
     /// Tells the node what it serves.
     async fn announce(
         &mut self,
         run: &Run,
-        begun: Instant,
+        steps: Steps,
         services: Vec<(ServiceName, [u8; 32])>,
         descriptors: Bytes,
     ) {
-=======
-    /// Learns what it serves, and tells the node.
-    async fn announce(&mut self, run: &Run, steps: Steps) {
-        let (services, descriptors) = self.describe(&run.channel, run.probed).await;
->>>>>>> bench
         let context = &self.context;
         context.channels.insert(run.instance, Arc::clone(&run.channel));
         {

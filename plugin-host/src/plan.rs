@@ -32,6 +32,9 @@ const TMP_BYTES: u64 = 64 << 20;
 /// The jail's own directory for sockets: short, because a socket's path has 107 bytes.
 const INSIDE: &str = "/run/plugin";
 
+/// Where a jail has the plugin's state directory.
+const INSIDE_STATE: &str = "/var/lib/plugin";
+
 /// The most bytes a socket's path may have; source: unix(7).
 pub(crate) const SOCKET_PATH_BYTES_MAX: usize = 107;
 
@@ -87,12 +90,15 @@ const OWN: [&str; 6] = ["/", "/proc", "/sys", "/dev", "/tmp", "/run"];
 pub(crate) struct Paths {
     /// `<run-dir>/plugins/<key>`.
     pub(crate) directory: PathBuf,
+    /// `<data-dir>/plugins/<key>/state`: what it may keep, where it has that.
+    pub(crate) state: PathBuf,
 }
 
 impl Paths {
     /// For the instance with this [`Seat::key`].
     pub(crate) fn new(config: &HostConfig, key: &str) -> Self {
-        Self { directory: config.run_dir.join("plugins").join(key) }
+        let state = config.data_dir.join("plugins").join(key).join("state");
+        Self { directory: config.run_dir.join("plugins").join(key), state }
     }
 
     /// What the plugin may write to; holds its socket where it binds that itself.
@@ -251,6 +257,13 @@ fn environment(
         Listen::Tcp(port) => env.push(("BH_PLUGIN_PORT".into(), port.to_string())),
         Listen::Unix | Listen::Fd => env.push(("BH_PLUGIN_SOCKET".into(), socket)),
     }
+    if program.state {
+        let state = match config.namespaces {
+            NamespacePolicy::Off => paths.state.clone(),
+            NamespacePolicy::Required => PathBuf::from(INSIDE_STATE),
+        };
+        env.push(("BH_PLUGIN_STATE".into(), state.display().to_string()));
+    }
     if let Some(port) = egress_port(config, program, granted) {
         env.extend(egress::environment(port));
     }
@@ -313,6 +326,10 @@ fn private_root(
     // Without namespaces it is also its `/tmp`.
     if program.manifest.listen != Listen::Fd || !namespaces {
         root.binds.push(place(paths.own(), true));
+    }
+    if program.state {
+        let (source, target) = (paths.state.clone(), PathBuf::from(INSIDE_STATE));
+        root.binds.push(Bind { source, target, writable: true, own: false, optional: false });
     }
     root.masks = masks(config, granted);
     root.files = files(program.manifest.name.as_str());
@@ -429,6 +446,8 @@ mod tests {
             argv: vec!["/opt/echo/bin/echo".into()],
             working_dir: "/opt/echo".into(),
             read_paths: read_paths.iter().map(PathBuf::from).collect(),
+            state: false,
+            code: None,
             search_path: Vec::new(),
             descriptors: None,
             source: String::new(),

@@ -3,6 +3,7 @@
 
 pub mod door;
 mod identity;
+mod keys;
 
 use std::{
     os::unix::process::CommandExt,
@@ -41,7 +42,13 @@ pub fn main(args: &ServiceArgs) -> ExitCode {
         complain(false, &format!("cannot start again with {SOCKET_VARIABLE}: {failed}"));
         return ExitCode::FAILURE;
     }
-    identity::plugin().run()
+    match identity::plugin() {
+        Ok(plugin) => plugin.run(),
+        Err(error) => {
+            complain(false, &format!("what the service keeps cannot be read: {error}"));
+            ExitCode::FAILURE
+        }
+    }
 }
 
 /// The services of the configuration, as the host is told of them: how each is started, or that
@@ -76,6 +83,7 @@ fn request(program: &[String], name: &str, service: &Service) -> LoadRequest {
             restart: service.restart_policy,
             resources: service.resources,
             part: Some(service.part.clone()),
+            state: true,
         },
         ..LoadRequest::new(source)
     }

@@ -58,10 +58,11 @@ pub use contract::{Described, Metric};
 pub use group::Strategy;
 pub use host::Host;
 pub use launcher::run_if_invoked;
-pub use level::Code;
+pub use level::{Code, MakeRoutes};
 pub use lifecycle::State;
 pub use limits::Mechanism;
 pub use logs::{LogFilter, LogRecord, LogStream, Logs};
+pub use plan::state_dir;
 pub use status::{
     ChangeError, Command, HostError, HostEvent, LoadError, LoadRequest, MeshDoor, Overrides,
     PluginStatus, ReadyPlugin, Source, Transition, UnknownPlugin, UnloadError,

@@ -85,6 +85,11 @@ const SECRETS: [&str; 12] = [
 /// Never bound over: the jail has its own.
 const OWN: [&str; 6] = ["/", "/proc", "/sys", "/dev", "/tmp", "/run"];
 
+/// Where the plugin `name` may keep state, if it may.
+pub fn state_dir(data_dir: &Path, name: &str) -> PathBuf {
+    data_dir.join("plugins").join(name).join("state")
+}
+
 /// The paths of one instance of a plugin on this machine.
 #[derive(Debug, Clone)]
 pub(crate) struct Paths {
@@ -97,7 +102,7 @@ pub(crate) struct Paths {
 impl Paths {
     /// For the instance with this [`Seat::key`].
     pub(crate) fn new(config: &HostConfig, key: &str) -> Self {
-        let state = config.data_dir.join("plugins").join(key).join("state");
+        let state = state_dir(&config.data_dir, key);
         Self { directory: config.run_dir.join("plugins").join(key), state }
     }
 

@@ -122,6 +122,8 @@ pub struct Service {
     pub unix_socket: Option<PathBuf>,
     /// When it is started again.
     pub restart_policy: Option<RestartWhen>,
+    /// How far it is kept from the node: `process`, or `thread` or `none` within it.
+    pub isolation: Isolation,
     /// Processes of it.
     pub instances: Option<u32>,
     /// What each of them may use.

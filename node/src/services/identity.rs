@@ -3,7 +3,7 @@
 //! Keys live in the service's state directory and outlive it. An identity that was told was on
 //! disk before.
 
-use std::{env, io, path::PathBuf, sync::Arc};
+use std::{io, path::PathBuf, sync::Arc};
 
 use parking_lot::Mutex;
 use protocol::{
@@ -22,17 +22,13 @@ use tonic::{Request, Response, Status};
 
 use super::keys::{KeyError, Keys};
 
-/// Where the plugin contract says what a plugin may keep.
-const STATE_VARIABLE: &str = "BH_PLUGIN_STATE";
-
 /// The service as a plugin.
 ///
 /// Fails where what it keeps cannot be read.
-pub fn plugin() -> io::Result<Plugin> {
-    let state = env::var_os(STATE_VARIABLE).map(PathBuf::from);
+pub fn plugin(state: Option<PathBuf>) -> io::Result<Plugin> {
     let keys = Keys::open(state.map(|state| state.join("identities")))?;
     if !keys.is_durable() {
-        eprintln!("{STATE_VARIABLE} is not set: identities end with this process");
+        eprintln!("it was given no place for state: identities end with this process");
     }
     Ok(Plugin::new("identity", env!("CARGO_PKG_VERSION"))
         .description("Makes identities, signs with them, verifies signatures of any.")

@@ -17,6 +17,7 @@ use super::{
 use crate::{
     allowance::Allowance,
     config::{GroupConfig, NamespacePolicy},
+    level,
     lifecycle::State,
     logs::Logs,
     order,
@@ -166,6 +167,7 @@ impl Host {
         access.set_bandwidth(allowance.network_bandwidth());
         if program.manifest.isolation != Isolation::Process {
             status.isolation = program.manifest.isolation.to_string();
+            status.mechanisms = level::mechanisms(&program.manifest);
         }
         status.group = group.as_ref().map(|it| (it.name().to_owned(), it.strategy()));
         let (orders, told) = mpsc::channel(ORDERS);

@@ -15,15 +15,16 @@ mod wasm;
 
 use std::{sync::Arc, time::Duration};
 
-use protocol::manifest::Isolation;
+use protocol::manifest::{Isolation, Manifest};
 use tokio::time::Instant;
 
-pub use code::Code;
+pub use code::{Code, MakeRoutes};
 pub(crate) use inside::Door;
 use inside::Inside;
 
 use crate::{
     config::HostConfig,
+    limits::{Mechanism, Size},
     logs::Logs,
     process::{End, Process, StartFailure},
     source::Program,
@@ -80,6 +81,23 @@ pub(crate) fn allow(asked: Isolation, least: Isolation) -> Result<(), String> {
         return refuse(&why);
     }
     Ok(())
+}
+
+/// Bytes of memory of one call of a guest where its manifest does not say.
+const GUEST_MEMORY_BYTES: u64 = 64 << 20;
+
+/// By what means the limits of a plugin hold that runs within this process.
+pub(crate) fn mechanisms(manifest: &Manifest) -> Vec<Mechanism> {
+    if manifest.isolation != Isolation::Wasm {
+        return Vec::new();
+    }
+    let memory = manifest.resources.memory_bytes.unwrap_or(GUEST_MEMORY_BYTES);
+    let held =
+        |resource, limit: String, means: &str| Mechanism { resource, limit, means: means.into() };
+    vec![
+        held("memory", Size(memory).to_string(), "wasmtime, for each call"),
+        held("cpu_seconds", "the call's deadline, 30 s at most".into(), "wasmtime epochs"),
+    ]
 }
 
 /// A plugin that was started, whatever holds it.

@@ -5,7 +5,7 @@ use std::{
     os::{
         fd::OwnedFd,
         unix::{
-            fs::{DirBuilderExt, MetadataExt, PermissionsExt},
+            fs::{DirBuilderExt, PermissionsExt},
             net::UnixListener,
         },
     },
@@ -60,10 +60,9 @@ impl Supervisor {
     fn prepare_state(&self) -> io::Result<()> {
         let state = &self.paths.state;
         private_directory(state)?;
-        let id = plan::outside_id(&self.context.config, &self.context.seat.key());
-        match id {
-            Some(id) if fs::symlink_metadata(state)?.uid() != id => give_all(state, id),
-            _ => Ok(()),
+        match plan::outside_id(&self.context.config, &self.context.seat.key()) {
+            Some(id) => give_all(state, id),
+            None => Ok(()),
         }
     }
 

@@ -30,7 +30,7 @@ use tokio::time::{Instant, timeout_at};
 use wasmtime::{Config, Engine, InstancePre, Module, Strategy};
 
 use self::{answer::Guest, guest::State};
-use super::inside::Inside;
+use super::{GUEST_MEMORY_BYTES, inside::Inside};
 use crate::{config::HostConfig, logs::Logs, process::StartFailure, source::Program};
 
 /// The largest guest: compiled Go or Rust services have a few megabytes.
@@ -41,9 +41,6 @@ const TICK: Duration = Duration::from_millis(5);
 
 /// Stack of a guest; a worker thread of the runtime has two megabytes.
 const STACK_BYTES: usize = 512 << 10;
-
-/// Bytes of memory of one call where the manifest does not say.
-const MEMORY_BYTES_DEFAULT: u64 = 64 << 20;
 
 /// Compiled guests that are kept for the next start.
 const COMPILED_MAX: usize = 64;
@@ -142,7 +139,7 @@ pub(super) async fn start(
         Ok(Err(_)) => return Err(refused("the compiler gave up on it".into())),
         Err(_) => return Err(refused("it was not compiled before the start deadline".into())),
     };
-    let bytes = program.manifest.resources.memory_bytes.unwrap_or(MEMORY_BYTES_DEFAULT);
+    let bytes = program.manifest.resources.memory_bytes.unwrap_or(GUEST_MEMORY_BYTES);
     let memory_bytes = usize::try_from(bytes).unwrap_or(usize::MAX);
     let layers = ["wasm-sandbox", "memory-limit", "time-limit", "no-files", "no-network"];
     let layers = layers.map(str::to_owned).to_vec();

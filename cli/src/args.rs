@@ -230,6 +230,9 @@ pub struct Check {
     /// A path it may read, beside its own directory and the system's; may be repeated
     #[arg(long = "read", value_name = "PATH", conflicts_with = "path", value_hint = ValueHint::AnyPath)]
     pub read_paths: Vec<PathBuf>,
+    /// Something it asks to be allowed, as a manifest writes it; may be repeated
+    #[arg(long = "permission", value_name = "PERMISSION", conflicts_with = "path")]
+    pub permissions: Vec<Permission>,
 }
 
 impl Check {
@@ -242,6 +245,7 @@ impl Check {
             name: self.name.clone(),
             services: self.services.clone(),
             read_paths: self.read_paths.clone(),
+            permissions: self.permissions.clone(),
             instances: None,
             wait: true,
         }

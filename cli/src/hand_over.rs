@@ -56,6 +56,9 @@ pub fn check(global: &Global, request: PluginLoadRequest) -> Vec<OsString> {
             for path in exec.read_paths {
                 words.extend(["--read".into(), path.into()]);
             }
+            for permission in exec.permissions {
+                words.extend(["--permission".into(), permission.into()]);
+            }
             words.push("--exec".into());
             words.extend(exec.argv.into_iter().map(OsString::from));
         }

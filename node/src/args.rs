@@ -100,6 +100,8 @@ pub struct CheckArgs {
     pub service: Vec<String>,
     #[arg(long)]
     pub read: Vec<PathBuf>,
+    #[arg(long)]
+    pub permission: Vec<String>,
     /// Seconds, where its manifest does not say.
     #[arg(long)]
     pub start_timeout: Option<u64>,

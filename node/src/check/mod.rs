@@ -64,6 +64,7 @@ fn source(args: &CheckArgs) -> Result<Source, String> {
         listen: args.listen.clone().unwrap_or_else(|| "unix".into()),
         services: args.service.clone(),
         working_dir: std::env::current_dir().ok(),
+        permissions: args.permission.clone(),
         read_paths: args.read.iter().map(absolute).collect::<Result<_, _>>()?,
     }))
 }

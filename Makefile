@@ -50,6 +50,8 @@ names:
 	  install -d $(BIN)/plugins/$$plugin && \
 	  install -m 644 plugins/$$plugin/plugin.yaml $(BIN)/plugins/$$plugin/ && \
 	  ln -f $(BIN)/$$plugin $(BIN)/plugins/$$plugin/$$plugin; done
+	@install -d $(BIN)/plugins/wasm-echo && \
+	  install -m 644 plugins/wasm-echo/plugin.yaml plugins/wasm-echo/echo.pb plugins/wasm-echo/echo.wasm $(BIN)/plugins/wasm-echo/
 
 # What apt must bring: a C++ compiler and libclang, for the embedded store.
 setup:

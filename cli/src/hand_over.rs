@@ -5,6 +5,8 @@
 
 use std::{ffi::OsString, os::unix::process::CommandExt, path::PathBuf, process::Command};
 
+use protocol::proto::admin::{PluginLoadRequest, plugin_load_request::From};
+
 use crate::{
     args::{Global, Init, Start},
     failed::Failed,
@@ -35,6 +37,34 @@ pub fn start(global: &Global, start: &Start) -> Result<Vec<OsString>, Failed> {
 pub fn check_config(global: &Global, file: &PathBuf) -> Vec<OsString> {
     let mut words = vec!["check-config".into(), file.into()];
     words.extend(global.json.then(|| "--json".into()));
+    words
+}
+
+/// `bh-peer check PATH`, or `bh-peer check --listen L --exec PROGRAM …`
+pub fn check(global: &Global, request: PluginLoadRequest) -> Vec<OsString> {
+    let mut words: Vec<OsString> = vec!["check".into()];
+    words.extend(global.json.then(|| "--json".into()));
+    if !request.name.is_empty() {
+        words.extend(["--name".into(), request.name.into()]);
+    }
+    match request.from {
+        Some(From::Exec(exec)) => {
+            words.extend(["--listen".into(), exec.listen.into()]);
+            for service in exec.services {
+                words.extend(["--service".into(), service.into()]);
+            }
+            for path in exec.read_paths {
+                words.extend(["--read".into(), path.into()]);
+            }
+            for permission in exec.permissions {
+                words.extend(["--permission".into(), permission.into()]);
+            }
+            words.push("--exec".into());
+            words.extend(exec.argv.into_iter().map(OsString::from));
+        }
+        Some(From::Path(path)) => words.push(path.into()),
+        None => {}
+    }
     words
 }
 

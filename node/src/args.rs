@@ -39,6 +39,9 @@ pub enum PeerCommand {
     /// Write configuration, identity and data directory for a topology.
     #[command(hide = true)]
     Init(InitArgs),
+    /// Say rule by rule whether a plugin keeps the contract.
+    #[command(hide = true)]
+    Check(CheckArgs),
     /// Read a configuration file and tell every mistake in it.
     #[command(hide = true)]
     CheckConfig(CheckConfigArgs),
@@ -81,6 +84,32 @@ pub struct CheckConfigArgs {
     pub file: PathBuf,
     #[arg(long)]
     pub json: bool,
+}
+
+/// `bh-peer check PATH`, or `bh-peer check --listen unix --exec PROGRAM ARGUMENT…`.
+#[derive(Debug, Args)]
+pub struct CheckArgs {
+    #[arg(required_unless_present = "exec")]
+    pub path: Option<PathBuf>,
+    /// `unix`, `fd` or `tcp:PORT`.
+    #[arg(long)]
+    pub listen: Option<String>,
+    #[arg(long)]
+    pub name: Option<String>,
+    #[arg(long)]
+    pub service: Vec<String>,
+    #[arg(long)]
+    pub read: Vec<PathBuf>,
+    #[arg(long)]
+    pub permission: Vec<String>,
+    /// Seconds, where its manifest does not say.
+    #[arg(long)]
+    pub start_timeout: Option<u64>,
+    #[arg(long)]
+    pub json: bool,
+    /// Program and arguments; the rest of the line.
+    #[arg(long, num_args = 1.., allow_hyphen_values = true, conflicts_with = "path")]
+    pub exec: Vec<String>,
 }
 
 /// What a running peer is told on its command line; everything is optional and wins over the

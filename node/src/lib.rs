@@ -11,6 +11,7 @@ mod admin;
 mod args;
 mod bootstrapping;
 mod catalog;
+mod check;
 pub mod config;
 mod data;
 mod door;
@@ -88,6 +89,7 @@ pub fn peer_main(args: Vec<OsString>) -> ExitCode {
     match args.command {
         Some(PeerCommand::Service(service)) => return services::main(&service),
         Some(PeerCommand::Init(init)) => return init::main(&init),
+        Some(PeerCommand::Check(args)) => return check::main(&args),
         Some(PeerCommand::CheckConfig(check)) => return init::check_config(&check),
         None => {}
     }

@@ -218,6 +218,7 @@ fn host_config(settings: &Settings, id: PeerId) -> HostConfig {
     config.landlock = layer(settings.landlock);
     config.seccomp = layer(settings.seccomp);
     config.cgroups = settings.cgroups;
+    config.isolation_min = settings.isolation_min;
     config.health = plugin_host::HealthCheck {
         interval: watch.health_interval,
         timeout: watch.health_timeout,

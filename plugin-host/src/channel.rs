@@ -222,7 +222,7 @@ impl Inner {
             return Err("it has ended".into());
         }
         let stream = self.address.connect().await?;
-        let tasks = Tasks { tracker: self.tasks.clone(), closing: self.closing.clone() };
+        let tasks = Tasks::new(&self.tasks, &self.closing);
         let (sender, driver) = http2::Builder::new(tasks.clone())
             .timer(TokioTimer::new())
             .initial_stream_window_size(STREAM_WINDOW)
@@ -367,9 +367,16 @@ impl Drop for Held {
 
 /// Runs a connection's tasks where the channel can end and await them.
 #[derive(Clone)]
-struct Tasks {
+pub(crate) struct Tasks {
     tracker: TaskTracker,
     closing: CancellationToken,
+}
+
+impl Tasks {
+    /// Tasks that `tracker` knows and `closing` ends.
+    pub(crate) fn new(tracker: &TaskTracker, closing: &CancellationToken) -> Self {
+        Self { tracker: tracker.clone(), closing: closing.clone() }
+    }
 }
 
 impl<F> hyper::rt::Executor<F> for Tasks

@@ -2,7 +2,7 @@
 
 use std::{collections::BTreeMap, ffi::OsString, path::PathBuf, time::Duration};
 
-use protocol::manifest::{Defaults, Resources, Restart};
+use protocol::manifest::{Defaults, Isolation, Resources, Restart};
 
 use crate::{group::Strategy, permissions::Policies, status::LoadRequest};
 
@@ -27,6 +27,9 @@ pub struct HostConfig {
     pub landlock: LayerPolicy,
     /// Whether plugins' system calls are filtered.
     pub seccomp: LayerPolicy,
+    /// The weakest isolation level that a plugin from outside may have. `wasm` and `process` are
+    /// both made for code that nobody trusts.
+    pub isolation_min: Isolation,
     /// What plugins may have of what they ask for.
     pub permissions: Policies,
     /// Whether limits may, or must, be held by control groups.
@@ -100,6 +103,7 @@ impl HostConfig {
             namespaces: NamespacePolicy::Required,
             landlock: LayerPolicy::Required,
             seccomp: LayerPolicy::Required,
+            isolation_min: Isolation::Wasm,
             permissions: Policies::default(),
             cgroups: CgroupPolicy::default(),
             memory_limits: true,

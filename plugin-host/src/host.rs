@@ -33,6 +33,7 @@ use crate::{
     channel::Channels,
     config::{HostConfig, NamespacePolicy},
     egress::Lookups,
+    level::Guests,
     logs::{LogStream, Logs},
     order,
     plan::{Paths, SOCKET_PATH_BYTES_MAX},
@@ -79,6 +80,7 @@ struct Inner {
     roll: Arc<Roll>,
     starts: Arc<Semaphore>,
     warden: Arc<Warden>,
+    guests: Arc<Guests>,
     epoch: Instant,
     tasks: TaskTracker,
     /// Nothing new is taken.
@@ -137,6 +139,7 @@ impl Host {
                 plugins: Mutex::new(BTreeMap::new()),
                 groups: Mutex::new(BTreeMap::new()),
                 roll: Arc::new(Roll::default()),
+                guests: Arc::default(),
                 epoch: Instant::now(),
                 tasks: TaskTracker::new(),
                 draining: AtomicBool::new(false),

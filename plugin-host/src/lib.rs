@@ -10,6 +10,7 @@
 //! - `lifecycle`, `restart`, `order`, `group`, `beat`: pure rules; time and chance are arguments.
 //! - `source`: from a path or command line to a [`source::Program`] that can be started.
 //! - `process`: one process in its jail. `control`: the socket to its launcher.
+//! - `level`: what holds a run at each isolation level, behind one type.
 //! - `ready`, `descriptors`: what a new process is asked before anyone may call it.
 //! - `contract`: what a plugin is asked through its optional `Lifecycle`.
 //! - `limits`: what a plugin may use, and by what means (pure). `allowance`: that, in force on one
@@ -31,6 +32,7 @@ mod descriptors;
 pub mod egress;
 pub mod group;
 mod host;
+mod level;
 pub mod lifecycle;
 pub mod limits;
 pub mod logs;
@@ -56,9 +58,11 @@ pub use contract::{Described, Metric};
 pub use group::Strategy;
 pub use host::Host;
 pub use launcher::run_if_invoked;
+pub use level::{Code, MakeRoutes};
 pub use lifecycle::State;
 pub use limits::Mechanism;
 pub use logs::{LogFilter, LogRecord, LogStream, Logs};
+pub use plan::state_dir;
 pub use status::{
     ChangeError, Command, HostError, HostEvent, LoadError, LoadRequest, MeshDoor, Overrides,
     PluginStatus, ReadyPlugin, Source, Transition, UnknownPlugin, UnloadError,

@@ -32,6 +32,9 @@ const TMP_BYTES: u64 = 64 << 20;
 /// The jail's own directory for sockets: short, because a socket's path has 107 bytes.
 const INSIDE: &str = "/run/plugin";
 
+/// Where a jail has the plugin's state directory.
+const INSIDE_STATE: &str = "/var/lib/plugin";
+
 /// The most bytes a socket's path may have; source: unix(7).
 pub(crate) const SOCKET_PATH_BYTES_MAX: usize = 107;
 
@@ -82,17 +85,25 @@ const SECRETS: [&str; 12] = [
 /// Never bound over: the jail has its own.
 const OWN: [&str; 6] = ["/", "/proc", "/sys", "/dev", "/tmp", "/run"];
 
+/// Where the plugin `name` may keep state, if it may.
+pub fn state_dir(data_dir: &Path, name: &str) -> PathBuf {
+    data_dir.join("plugins").join(name).join("state")
+}
+
 /// The paths of one instance of a plugin on this machine.
 #[derive(Debug, Clone)]
 pub(crate) struct Paths {
     /// `<run-dir>/plugins/<key>`.
     pub(crate) directory: PathBuf,
+    /// `<data-dir>/plugins/<key>/state`: what it may keep, where it has that.
+    pub(crate) state: PathBuf,
 }
 
 impl Paths {
     /// For the instance with this [`Seat::key`].
     pub(crate) fn new(config: &HostConfig, key: &str) -> Self {
-        Self { directory: config.run_dir.join("plugins").join(key) }
+        let state = state_dir(&config.data_dir, key);
+        Self { directory: config.run_dir.join("plugins").join(key), state }
     }
 
     /// What the plugin may write to; holds its socket where it binds that itself.
@@ -252,6 +263,13 @@ fn environment(
         Listen::Tcp(port) => env.push(("BH_PLUGIN_PORT".into(), port.to_string())),
         Listen::Unix | Listen::Fd => env.push(("BH_PLUGIN_SOCKET".into(), socket)),
     }
+    if program.state {
+        let state = match config.namespaces {
+            NamespacePolicy::Off => paths.state.clone(),
+            NamespacePolicy::Required => PathBuf::from(INSIDE_STATE),
+        };
+        env.push(("BH_PLUGIN_STATE".into(), state.display().to_string()));
+    }
     if let Some(port) = egress_port(config, program, granted) {
         env.extend(egress::environment(port));
     }
@@ -314,6 +332,11 @@ fn private_root(
     // Without namespaces it is also its `/tmp`.
     if program.manifest.listen != Listen::Fd || !namespaces {
         root.binds.push(place(paths.own(), true));
+    }
+    if program.state {
+        let (source, target) = (paths.state.clone(), PathBuf::from(INSIDE_STATE));
+        let kept = Bind { target, writable: true, optional: false, ..read(source, false) };
+        root.binds.push(kept);
     }
     root.masks = masks(config, granted);
     root.files = files(program.manifest.name.as_str());
@@ -430,6 +453,8 @@ mod tests {
             argv: vec!["/opt/echo/bin/echo".into()],
             working_dir: "/opt/echo".into(),
             read_paths: read_paths.iter().map(PathBuf::from).collect(),
+            state: false,
+            code: None,
             search_path: Vec::new(),
             descriptors: None,
             source: String::new(),

@@ -4,6 +4,7 @@
 //! reads a copy. What it is told from outside comes as an [`Order`]; that it shall end, as the
 //! cancellation of `stop`, which wins over every order.
 
+mod begin;
 mod files;
 mod meet;
 mod start;
@@ -28,11 +29,11 @@ use crate::{
     channel::{Channel, Channels},
     config::HostConfig,
     egress::Lookups,
+    level::{self, Guests},
     lifecycle::{State, Step},
     logs::{self, Logs},
     permissions::Access,
     plan::Paths,
-    process::Process,
     restart::{Restarts, Verdict},
     roll::Roll,
     seat::Seat,
@@ -61,6 +62,7 @@ pub(crate) struct Context {
     /// What it may use.
     pub(crate) allowance: Allowance,
     pub(crate) spawner: Spawner,
+    pub(crate) guests: Arc<Guests>,
     pub(crate) channels: Arc<Channels>,
     pub(crate) door: Arc<dyn MeshDoor>,
     pub(crate) events: mpsc::Sender<HostEvent>,
@@ -135,7 +137,7 @@ impl Order {
 
 /// A run that is ready.
 struct Run {
-    process: Process,
+    process: level::Run,
     channel: Arc<Channel>,
     instance: InstanceId,
     since: Instant,

@@ -10,7 +10,10 @@ use std::{
 use bytes::Bytes;
 use protocol::manifest::{Defaults, Isolation, Listen, Manifest, Permission, PluginName};
 
-use crate::status::{Command, LoadError, Source};
+use crate::{
+    level::{self, Code},
+    status::{Command, LoadError, Source},
+};
 
 /// The manifest's file name within a plugin's directory.
 pub const MANIFEST_FILE: &str = "plugin.yaml";
@@ -33,15 +36,20 @@ pub struct Program {
     pub search_path: Vec<PathBuf>,
     /// An encoded `FileDescriptorSet` from its package.
     pub descriptors: Option<Bytes>,
+    /// It has a state directory.
+    pub state: bool,
+    /// The node's own code, run instead of the program.
+    pub code: Option<Code>,
     /// For people: the path or command line.
     pub source: String,
 }
 
-/// Reads and checks `source`. Touches the disk: call it where blocking is allowed.
+/// Reads and checks `source`, which must have at least the isolation level `least`. Touches the disk: call it where blocking is allowed.
 pub fn resolve(
     source: &Source,
     name: Option<&str>,
     defaults: &Defaults,
+    least: Isolation,
 ) -> Result<Program, LoadError> {
     let mut program = match source {
         Source::Path(path) => from_path(path, defaults)?,
@@ -50,7 +58,7 @@ pub fn resolve(
     if let Some(name) = name {
         program.manifest.name = plugin_name(name)?;
     }
-    runs_here(&program.manifest)?;
+    runs_here(&program.manifest, least)?;
     Ok(program)
 }
 
@@ -100,7 +108,10 @@ fn from_manifest(path: &Path, defaults: &Defaults) -> Result<Program, LoadError>
         None => vec![default_entrypoint(directory, &manifest.name).map_err(refused)?],
     };
     let mut found = Found::default();
-    let program = found.program(&entrypoint[0], Some(directory))?;
+    let program = match manifest.isolation {
+        Isolation::Wasm => module(directory, &entrypoint[0])?,
+        _ => found.program(&entrypoint[0], Some(directory))?,
+    };
     let mut argv = vec![text(&program)?];
     argv.extend(entrypoint[1..].iter().cloned());
     argv.extend(manifest.args.iter().cloned());
@@ -119,14 +130,23 @@ fn from_manifest(path: &Path, defaults: &Defaults) -> Result<Program, LoadError>
         read_paths: found.read_paths,
         search_path: found.search_path,
         descriptors,
+        state: false,
+        code: None,
         source: text(directory)?,
         manifest,
     })
 }
 
+/// The file of a guest. It is read, not executed, and nothing is searched for.
+fn module(directory: &Path, file: &str) -> Result<PathBuf, LoadError> {
+    let path = normal(&directory.join(file));
+    let metadata = fs::metadata(&path).map_err(|error| unreadable(&path, error))?;
+    if metadata.is_file() { Ok(path) } else { Err(unreadable(&path, "it is not a file")) }
+}
+
 /// The file that has the plugin's name, beside the manifest or in `bin`.
 fn default_entrypoint(directory: &Path, name: &PluginName) -> Result<String, String> {
-    let candidates = [name.to_string(), format!("bin/{name}")];
+    let candidates = [name.to_string(), format!("bin/{name}"), format!("{name}.wasm")];
     let found = candidates.into_iter().find(|file| directory.join(file).is_file());
     found.ok_or_else(|| {
         format!(
@@ -183,6 +203,8 @@ fn from_command(command: &Command) -> Result<Program, LoadError> {
         read_paths: found.read_paths,
         search_path: found.search_path,
         descriptors: None,
+        state: false,
+        code: None,
         source: command.argv.join(" "),
     })
 }
@@ -210,15 +232,9 @@ fn name_of(argv: &[String]) -> Result<PluginName, LoadError> {
 }
 
 /// What this node can do with the manifest.
-fn runs_here(manifest: &Manifest) -> Result<(), LoadError> {
+fn runs_here(manifest: &Manifest, least: Isolation) -> Result<(), LoadError> {
     let refuse = |message: String| Err(LoadError::Invalid(message));
-    if manifest.isolation != Isolation::Process {
-        return refuse(format!(
-            "isolation: level `{}` is not available on this node, and a weaker one is never \
-             taken instead; available: process",
-            manifest.isolation
-        ));
-    }
+    level::allow(manifest.isolation, least).map_err(LoadError::Invalid)?;
     let here = platform();
     if !manifest.platforms.is_empty() && !manifest.platforms.contains(&here) {
         let theirs = manifest.platforms.join(", ");
@@ -377,7 +393,7 @@ mod tests {
     use super::*;
 
     fn resolve(source: &Source, name: Option<&str>) -> Result<Program, LoadError> {
-        super::resolve(source, name, &Defaults::default())
+        super::resolve(source, name, &Defaults::default(), Isolation::Wasm)
     }
 
     fn command(argv: &[&str]) -> Command {

@@ -16,6 +16,7 @@ use protocol::{
 use crate::{
     contract::{Described, Metric},
     group::Strategy,
+    level::Code,
     lifecycle::State,
     limits::Mechanism,
     logs::LogRecord,
@@ -48,6 +49,8 @@ pub struct LoadRequest {
     pub instances: Option<u32>,
     /// What the operator's configuration says instead of the manifest.
     pub overrides: Overrides,
+    /// The node's own code to run instead of the source's program, at level `none` or `thread`.
+    pub code: Option<Code>,
 }
 
 /// What an operator says instead of a manifest; `None` leaves it to the manifest. Not remembered:
@@ -60,6 +63,8 @@ pub struct Overrides {
     pub resources: Resources,
     /// Its own part of the node's configuration, handed to it through its `Lifecycle` contract.
     pub part: Option<serde_json::Value>,
+    /// It gets a directory that it may write to and that outlives it, named in `BH_PLUGIN_STATE`.
+    pub state: bool,
 }
 
 impl Overrides {
@@ -72,7 +77,14 @@ impl Overrides {
 impl LoadRequest {
     /// A request that leaves everything to the plugin itself and does not wait.
     pub fn new(source: Source) -> Self {
-        Self { source, name: None, wait: false, instances: None, overrides: Overrides::default() }
+        Self {
+            source,
+            name: None,
+            wait: false,
+            instances: None,
+            overrides: Overrides::default(),
+            code: None,
+        }
     }
 }
 

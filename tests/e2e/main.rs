@@ -9,8 +9,10 @@
 mod calls;
 mod command;
 mod config;
+mod conformance;
 mod crash;
 mod foreign;
+mod identity;
 mod idle;
 mod loading;
 mod mesh;

@@ -92,7 +92,7 @@ async fn a_service_answers_on_its_own_port_and_socket_and_nothing_else_does() {
     let port =
         TcpListener::bind("127.0.0.1:0").expect("a port").local_addr().expect("bound").port();
     let text = format!(
-        "services:\n  identity:\n    port: {port}\n    unix_socket: {}\n    instances: 2\n    \
+        "services:\n  identity:\n    port: {port}\n    unix_socket: {}\n    instances: 1\n    \
          restart_policy: always\n  ledger:\n    enabled: false\n",
         socket.display()
     );
@@ -101,7 +101,7 @@ async fn a_service_answers_on_its_own_port_and_socket_and_nothing_else_does() {
     let setup = NodeSetup::peer(world.path(), "t-service", "n").with(["--config", path]);
     let node = setup.start().await.must();
     node.load(&packages::plugin("counter").must()).await.must();
-    node.plugin_until("identity", KNOWN_WITHIN, |it| all_run(it, 2)).await.must();
+    node.plugin_until("identity", KNOWN_WITHIN, |it| all_run(it, 1)).await.must();
     let ledger = node.plugin("ledger").await.must();
     assert_eq!((ledger.state.as_str(), ledger.reason.as_str()), ("stopped", "disabled"));
 

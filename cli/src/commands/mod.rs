@@ -12,7 +12,7 @@ use clap::CommandFactory;
 
 use crate::{
     admin::Node,
-    args::{Cli, Command, Completion, Config, Mesh, Registry, System},
+    args::{Cli, Command, Completion, Config, Mesh, Plugin, Registry, System},
     doctor,
     failed::{Exit, Failed},
     hand_over,
@@ -65,6 +65,10 @@ pub async fn run(cli: &Cli, world: &World, terminal: &mut Terminal) -> Result<Ex
         }
         Command::Health(args) | Command::System(System::Health(args)) => {
             node::health(args, &world.node().await?, terminal, json).await
+        }
+        Command::Plugin(Plugin::Check(args)) => {
+            let request = plugin::load_request(&args.as_load(), world)?;
+            Err(hand_over::become_peer(hand_over::check(&cli.global, request)))
         }
         Command::Plugin(command) => plugin::run(command, world, terminal, json).await,
         Command::Services | Command::Mesh(Mesh::Services) => {

@@ -51,7 +51,8 @@ pub async fn run(
         (Plugin::Reload(args), _) => reload(args, &node, terminal, json).await,
         (Plugin::Scale(args), _) => scale(args, &node, terminal, json).await,
         (Plugin::Limit(args), _) => limit(args, &node, terminal, json).await,
-        (Plugin::List | Plugin::Load(_), _) => list(&node, terminal, json).await,
+        // A check is handed over before.
+        (Plugin::List | Plugin::Load(_) | Plugin::Check(_), _) => list(&node, terminal, json).await,
     }
 }
 
@@ -139,7 +140,7 @@ fn waiting_for(plugin: Option<&Loaded>, waited: &str) -> String {
 }
 
 /// What the node is asked to load; paths are absolute, for the node works in another directory.
-fn load_request(args: &Load, world: &World) -> Result<PluginLoadRequest, Failed> {
+pub(super) fn load_request(args: &Load, world: &World) -> Result<PluginLoadRequest, Failed> {
     let from = match (&args.path, &args.exec, &args.listen) {
         (Some(path), _, _) => Source::Path(text(&existing(path, world)?)?),
         (None, Some(line), Some(listen)) => Source::Exec(exec(line, listen, args, world)?),

@@ -8,6 +8,7 @@ use plugin_host::{CgroupPolicy, GroupConfig, permissions::Policies};
 use protocol::{
     document::{self, Fields, Mistake, Mistakes, Value},
     id::NetworkName,
+    manifest::Isolation,
 };
 
 use super::{Service, Supervision, permissions};
@@ -38,6 +39,8 @@ pub struct ConfigFile {
     pub seccomp: Option<bool>,
     pub cgroups: Option<CgroupPolicy>,
     pub permissions: Policies,
+    /// The weakest isolation level that plugins may have.
+    pub isolation_min: Option<Isolation>,
     pub supervision: Supervision,
     pub routing: router::Policies,
     pub services: BTreeMap<String, Service>,
@@ -199,6 +202,15 @@ impl Reader {
         self.file.namespaces = namespaces;
         self.file.landlock = landlock;
         self.file.seccomp = seccomp;
+        if let Some((node, at)) = fields.take("isolation_min") {
+            let levels = [
+                ("wasm", Isolation::Wasm),
+                ("process", Isolation::Process),
+                ("container", Isolation::Container),
+                ("vm", Isolation::Vm),
+            ];
+            self.file.isolation_min = self.found.choice(&node, &at, &levels);
+        }
         if let Some(count) = self.whole_number(&mut fields, "max", 1..=100_000) {
             self.file.supervision.plugins_max = count as usize;
         }

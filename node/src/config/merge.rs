@@ -7,7 +7,7 @@ use std::{
 };
 
 use multiaddr::Multiaddr;
-use protocol::document::Mistake;
+use protocol::{document::Mistake, manifest::Isolation};
 
 use super::{ConfigFile, Service, Settings, default_data_dir};
 use crate::args::{Listen, RunArgs};
@@ -46,6 +46,7 @@ pub fn settings(args: RunArgs) -> Result<Settings, ConfigError> {
         seccomp: file.seccomp.unwrap_or(true),
         cgroups: file.cgroups.unwrap_or_default(),
         permissions: file.permissions,
+        isolation_min: file.isolation_min.unwrap_or(Isolation::Wasm),
         supervision: file.supervision,
         routing: file.routing,
         services: file.services,

@@ -15,7 +15,7 @@ use multiaddr::Multiaddr;
 use plugin_host::{CgroupPolicy, GroupConfig, permissions::Policies};
 use protocol::{
     id::NetworkName,
-    manifest::{Resources, Restart, RestartWhen},
+    manifest::{Isolation, Resources, Restart, RestartWhen},
 };
 
 pub use self::{
@@ -67,6 +67,8 @@ pub struct Settings {
     pub cgroups: CgroupPolicy,
     /// What plugins may have of what they ask for.
     pub permissions: Policies,
+    /// The weakest isolation level that plugins may have.
+    pub isolation_min: Isolation,
     /// How plugins are watched.
     pub supervision: Supervision,
     /// How calls of each service are routed.
@@ -120,6 +122,8 @@ pub struct Service {
     pub unix_socket: Option<PathBuf>,
     /// When it is started again.
     pub restart_policy: Option<RestartWhen>,
+    /// How far it is kept from the node: `process`, or `thread` or `none` within it.
+    pub isolation: Isolation,
     /// Processes of it.
     pub instances: Option<u32>,
     /// What each of them may use.

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use plugin_host::{GroupConfig, Strategy};
 use protocol::{
     document::{Fields, Mistakes, Node, Value},
-    manifest::{Defaults, Resources, Restart, RestartWhen, RestartWish},
+    manifest::{Defaults, Isolation, Resources, Restart, RestartWhen, RestartWish},
 };
 
 use super::{
@@ -104,6 +104,14 @@ impl Reader {
         let port = self.whole_number(&mut fields, "port", 1..=65_535).map(|port| port as u16);
         let unix_socket = self.text(&mut fields, "unix_socket").map(PathBuf::from);
         let restart_policy = self.policy(&mut fields);
+        let isolation = fields.take("isolation").and_then(|(node, at)| {
+            let levels = [
+                ("process", Isolation::Process),
+                ("thread", Isolation::Thread),
+                ("none", Isolation::None),
+            ];
+            self.found.choice(&node, &at, &levels)
+        });
         let instances = self.whole_number(&mut fields, "instances", 1..=1_000);
         let resources = fields.section("resources", &mut self.found);
         let resources = self.resources(resources);
@@ -115,6 +123,7 @@ impl Reader {
             port,
             unix_socket,
             restart_policy,
+            isolation: isolation.unwrap_or_default(),
             instances: instances.map(|count| count as u32),
             resources,
             part: serde_json::Value::Null,

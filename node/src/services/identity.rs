@@ -1,8 +1,9 @@
 //! The identity service: makes identities, signs with them, verifies signatures of any.
 //!
-//! Keys live as long as the process: a later version keeps them in the node's store.
+//! Keys live in the service's state directory and outlive it. An identity that was told was on
+//! disk before.
 
-use std::collections::BTreeMap;
+use std::{io, path::PathBuf, sync::Arc};
 
 use parking_lot::Mutex;
 use protocol::{
@@ -19,22 +20,23 @@ use protocol::{
 use sdk::{Answer, Plugin};
 use tonic::{Request, Response, Status};
 
-/// Identities that one node holds; each is a name and 32 bytes.
-const IDENTITIES_MAX: usize = 100_000;
-
-/// Characters of a name.
-const NAME_CHARS_MAX: usize = 64;
+use super::keys::{KeyError, Keys};
 
 /// The service as a plugin.
-pub fn plugin() -> Plugin {
-    Plugin::new("identity", env!("CARGO_PKG_VERSION"))
+///
+/// Fails where what it keeps cannot be read.
+pub fn plugin(state: Option<PathBuf>) -> io::Result<Plugin> {
+    let keys = Keys::open(state.map(|state| state.join("identities")))?;
+    if !keys.is_durable() {
+        eprintln!("it was given no place for state: identities end with this process");
+    }
+    Ok(Plugin::new("identity", env!("CARGO_PKG_VERSION"))
         .description("Makes identities, signs with them, verifies signatures of any.")
         .descriptors(DESCRIPTORS)
-        .service(IdentityServer::new(Identities::default()))
+        .service(IdentityServer::new(Identities(Arc::new(Mutex::new(keys))))))
 }
 
-#[derive(Default)]
-struct Identities(Mutex<BTreeMap<String, NodeKey>>);
+struct Identities(Arc<Mutex<Keys>>);
 
 impl Identities {
     fn key(&self, name: &str) -> Result<NodeKey, Status> {
@@ -43,26 +45,31 @@ impl Identities {
     }
 }
 
+impl From<KeyError> for Status {
+    fn from(error: KeyError) -> Self {
+        let text = error.to_string();
+        match error {
+            KeyError::Name => Self::invalid_argument(text),
+            KeyError::Taken(_) => Self::already_exists(text),
+            KeyError::Full => Self::resource_exhausted(text),
+            KeyError::Disk(_) => Self::unavailable(text),
+        }
+    }
+}
+
 #[tonic::async_trait]
 impl Identity for Identities {
     async fn create(&self, request: Request<CreateRequest>) -> Answer<IdentityRecord> {
         let name = request.into_inner().name;
-        if name.is_empty() || name.chars().count() > NAME_CHARS_MAX {
-            let text = format!("a name has 1 to {NAME_CHARS_MAX} characters");
-            return Err(Status::invalid_argument(text));
-        }
-        let mut identities = self.0.lock();
-        if identities.contains_key(&name) {
-            return Err(Status::already_exists(format!("there is an identity {name} already")));
-        }
-        if identities.len() >= IDENTITIES_MAX {
-            let text = format!("this node holds {IDENTITIES_MAX} identities, and no more");
-            return Err(Status::resource_exhausted(text));
-        }
-        let key = NodeKey::from_seed(rand::random());
-        let record = record(&name, &key);
-        identities.insert(name, key);
-        Ok(Response::new(record))
+        let keys = Arc::clone(&self.0);
+        // It waits for the disk.
+        let made = tokio::task::spawn_blocking(move || {
+            let key = NodeKey::from_seed(rand::random());
+            let record = record(&name, &key);
+            keys.lock().add(&name, key).map(|()| record)
+        });
+        let made = made.await.map_err(|_| Status::cancelled("the service is ending"))?;
+        Ok(Response::new(made?))
     }
 
     async fn lookup(&self, request: Request<LookupRequest>) -> Answer<IdentityRecord> {
@@ -71,8 +78,8 @@ impl Identity for Identities {
     }
 
     async fn list(&self, _: Request<ListRequest>) -> Answer<ListResponse> {
-        let identities = self.0.lock();
-        let identities = identities.iter().map(|(name, key)| record(name, key)).collect();
+        let keys = self.0.lock();
+        let identities = keys.all().map(|(name, key)| record(name, key)).collect();
         Ok(Response::new(ListResponse { identities }))
     }
 
@@ -107,7 +114,8 @@ mod tests {
 
     #[tokio::test]
     async fn what_an_identity_signs_verifies_and_nothing_else_does() {
-        let identities = Identities::default();
+        let keys = Keys::open(None).expect("nothing to read");
+        let identities = Identities(Arc::new(Mutex::new(keys)));
         let create = || Request::new(CreateRequest { name: "ada".into() });
         let made = identities.create(create()).await.expect("made").into_inner();
         assert_eq!(

@@ -3,13 +3,18 @@
 
 pub mod door;
 mod identity;
+mod keys;
 
 use std::{
     os::unix::process::CommandExt,
+    path::{Path, PathBuf},
     process::{Command, ExitCode},
+    sync::Arc,
 };
 
-use plugin_host::{BuiltIn, LoadRequest, Overrides, Source};
+use futures::FutureExt;
+use plugin_host::{BuiltIn, Code, LoadRequest, Overrides, Source};
+use protocol::manifest::Isolation;
 
 use crate::{
     EXIT_USAGE,
@@ -20,6 +25,9 @@ use crate::{
 
 /// Where the plugin contract says what `--socket` says.
 const SOCKET_VARIABLE: &str = "BH_PLUGIN_SOCKET";
+
+/// Where the plugin contract says what a plugin may keep.
+const STATE_VARIABLE: &str = "BH_PLUGIN_STATE";
 
 /// `bh-peer service NAME`.
 pub fn main(args: &ServiceArgs) -> ExitCode {
@@ -41,7 +49,14 @@ pub fn main(args: &ServiceArgs) -> ExitCode {
         complain(false, &format!("cannot start again with {SOCKET_VARIABLE}: {failed}"));
         return ExitCode::FAILURE;
     }
-    identity::plugin().run()
+    let state = std::env::var_os(STATE_VARIABLE).map(PathBuf::from);
+    match identity::plugin(state) {
+        Ok(plugin) => plugin.run(),
+        Err(error) => {
+            complain(false, &format!("what the service keeps cannot be read: {error}"));
+            ExitCode::FAILURE
+        }
+    }
 }
 
 /// The services of the configuration, as the host is told of them: how each is started, or that
@@ -58,12 +73,33 @@ pub fn built_in(settings: &Settings) -> Vec<BuiltIn> {
     services
         .map(|(name, service)| BuiltIn {
             name: name.clone(),
-            request: service.enabled.then(|| request(&program, name, service)),
+            request: service.enabled.then(|| request(&program, name, service, settings)),
         })
         .collect()
 }
 
-fn request(program: &[String], name: &str, service: &Service) -> LoadRequest {
+/// The code of the service itself, where it is to run within this process. There is one service.
+fn code(isolation: Isolation, data_dir: &Path, name: &str) -> Option<Code> {
+    let state = plugin_host::state_dir(data_dir, name);
+    let make = Arc::new(move || {
+        let state = state.clone();
+        let made = async move {
+            // It reads what it keeps.
+            let plugin = tokio::task::spawn_blocking(move || identity::plugin(Some(state))).await;
+            let plugin = plugin.map_err(|_| "the node is shutting down".to_owned())?;
+            let plugin = plugin.map_err(|error| error.to_string())?;
+            plugin.into_routes().await.map_err(|error| error.to_string())
+        };
+        made.boxed()
+    });
+    match isolation {
+        Isolation::None => Some(Code::inline(make)),
+        Isolation::Thread => Some(Code::on_thread(make)),
+        _ => None,
+    }
+}
+
+fn request(program: &[String], name: &str, service: &Service, settings: &Settings) -> LoadRequest {
     let source = Source::Exec(plugin_host::Command {
         argv: [program, &["service".into(), name.into()]].concat(),
         listen: "unix".into(),
@@ -76,7 +112,9 @@ fn request(program: &[String], name: &str, service: &Service) -> LoadRequest {
             restart: service.restart_policy,
             resources: service.resources,
             part: Some(service.part.clone()),
+            state: true,
         },
+        code: code(service.isolation, &settings.data_dir, name),
         ..LoadRequest::new(source)
     }
 }

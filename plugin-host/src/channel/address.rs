@@ -7,7 +7,7 @@ use tokio::{
     net::UnixStream,
 };
 
-use crate::{process::Control, stats};
+use crate::{level::Door, process::Control, stats};
 
 /// Where a plugin answers.
 #[derive(Clone)]
@@ -16,6 +16,8 @@ pub(crate) enum Address {
     Unix { path: PathBuf, listener: Listener },
     /// A port of its jail's loopback.
     Jail { control: Control, port: u16 },
+    /// Within this process.
+    Inside(Door),
 }
 
 /// Who must be listening on a Unix socket. A plugin can put a symbolic link to somebody else's
@@ -41,6 +43,7 @@ impl Address {
                 Ok(Box::new(stream))
             }
             Self::Jail { control, port } => Ok(Box::new(control.connect(*port).await?)),
+            Self::Inside(door) => Ok(Box::new(door.connect().await?)),
         }
     }
 }

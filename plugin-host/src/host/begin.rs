@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use protocol::{
-    manifest::{Listen, Manifest, Permission, Resources, Restart, RestartWhen},
+    manifest::{Isolation, Listen, Manifest, Permission, Resources, Restart, RestartWhen},
     ports::Store,
 };
 use tokio::sync::{mpsc, oneshot, watch};
@@ -17,6 +17,7 @@ use super::{
 use crate::{
     allowance::Allowance,
     config::{GroupConfig, NamespacePolicy},
+    level,
     lifecycle::State,
     logs::Logs,
     order,
@@ -60,9 +61,16 @@ impl Host {
         let mut loaded = loaded;
         loaded.source = absolute(loaded.source)?;
         let defaults = self.inner.config.defaults();
+        let least = self.inner.config.isolation_min;
         let resolved = tokio::task::spawn_blocking(move || {
-            let mut program = source::resolve(&loaded.source, loaded.name.as_deref(), &defaults)?;
+            let name = loaded.name.as_deref();
+            let mut program = source::resolve(&loaded.source, name, &defaults, least)?;
             loaded.overrides.apply(&mut program.manifest);
+            program.state = loaded.overrides.state;
+            if let Some(code) = &loaded.code {
+                program.manifest.isolation = code.level();
+                program.code = Some(code.clone());
+            }
             Ok(Resolved { program: Arc::new(program), loaded })
         });
         resolved.await.map_err(|_| LoadError::ShuttingDown)?
@@ -157,6 +165,10 @@ impl Host {
         status.memory_limit_bytes = allowance.memory_limit();
         status.mechanisms = allowance.mechanisms();
         access.set_bandwidth(allowance.network_bandwidth());
+        if program.manifest.isolation != Isolation::Process {
+            status.isolation = program.manifest.isolation.to_string();
+            status.mechanisms = level::mechanisms(&program.manifest);
+        }
         status.group = group.as_ref().map(|it| (it.name().to_owned(), it.strategy()));
         let (orders, told) = mpsc::channel(ORDERS);
         let (phase, seen) = watch::channel(Phase::FIRST);
@@ -177,6 +189,7 @@ impl Host {
             seat,
             allowance,
             spawner: inner.spawner.clone(),
+            guests: Arc::clone(&inner.guests),
             channels: Arc::clone(&inner.channels),
             door: Arc::clone(&inner.door),
             events: inner.events.clone(),
@@ -294,6 +307,11 @@ impl Inner {
             return refuse(format!("instances: {count} is not from 1 to {INSTANCES_MAX}"));
         }
         let name = program.manifest.name.as_str();
+        if program.state && count > 1 {
+            return refuse(format!(
+                "instances: {name} keeps state in a directory that only one process may write"
+            ));
+        }
         if let Listen::Tcp(port) = program.manifest.listen
             && count > 1
             && plan::shares_network(&self.config, &self.granted(program))

@@ -8,13 +8,16 @@ use protocol::{
 };
 use serde::{Deserialize, Serialize};
 
-use crate::status::{LoadRequest, Overrides, Source};
+use crate::{
+    level::Code,
+    status::{LoadRequest, Overrides, Source},
+};
 
 /// Where the store keeps what is loaded, by name.
 const LOADED: &str = "plugin-host/loaded/";
 
 /// What is remembered of a loaded plugin. Version 1; fields may be added with defaults.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Serialize, Deserialize)]
 pub(super) struct Loaded {
     v: u32,
     pub(super) source: Source,
@@ -28,6 +31,9 @@ pub(super) struct Loaded {
     /// The operator's word; not remembered, for its place is the configuration.
     #[serde(skip)]
     pub(super) overrides: Overrides,
+    /// The node's own code; whoever loads it again brings it again.
+    #[serde(skip)]
+    pub(super) code: Option<Code>,
 }
 
 impl Loaded {
@@ -39,13 +45,14 @@ impl Loaded {
             instances,
             limits: Resources::default(),
             overrides: Overrides::default(),
+            code: None,
         }
     }
 
     /// What is asked for.
     pub(super) fn of(request: LoadRequest) -> Self {
-        let LoadRequest { source, name, instances, overrides, .. } = request;
-        Self { overrides, ..Self::new(source, name, instances) }
+        let LoadRequest { source, name, instances, overrides, code, .. } = request;
+        Self { overrides, code, ..Self::new(source, name, instances) }
     }
 
     /// Writes it down under `name`. On disk when this returns.

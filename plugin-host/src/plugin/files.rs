@@ -34,6 +34,9 @@ impl Supervisor {
         let _ = fs::remove_dir_all(&own);
         private_directory(&own)?;
         self.give(&own)?;
+        if self.context.program.state {
+            self.prepare_state()?;
+        }
         let listen = self.context.program.manifest.listen;
         match listen {
             Listen::Fd => {
@@ -49,6 +52,17 @@ impl Supervisor {
                 std::net::TcpListener::bind(("127.0.0.1", port)).map(|_| None)
             }
             Listen::Unix | Listen::Tcp(_) => Ok(None),
+        }
+    }
+
+    /// What it kept before is its own again, also where its id is another than it was: that
+    /// follows from the run directory.
+    fn prepare_state(&self) -> io::Result<()> {
+        let state = &self.paths.state;
+        private_directory(state)?;
+        match plan::outside_id(&self.context.config, &self.context.seat.key()) {
+            Some(id) => give_all(state, id),
+            None => Ok(()),
         }
     }
 
@@ -77,6 +91,17 @@ impl Supervisor {
             tracing::warn!(path = %self.paths.directory.display(), %error, "cannot remove");
         }
     }
+}
+
+/// Gives `path` and all below it to `id`. Links are given, not followed; nobody else writes there
+/// while its plugin does not run.
+fn give_all(path: &Path, id: u32) -> io::Result<()> {
+    if fs::symlink_metadata(path)?.is_dir() {
+        for entry in fs::read_dir(path)? {
+            give_all(&entry?.path(), id)?;
+        }
+    }
+    std::os::unix::fs::lchown(path, Some(id), Some(id))
 }
 
 pub(crate) fn private_directory(path: &Path) -> io::Result<()> {

@@ -97,7 +97,7 @@ impl Supervisor {
             match contract::configure(&run.channel, &now, CONFIGURE_PATIENCE).await {
                 Answer::Is(()) => {
                     let text = "it took its changed configuration";
-                    self.context.logs.supervisor("info", run.process.pid, text);
+                    self.context.logs.supervisor("info", run.process.pid(), text);
                 }
                 Answer::NotOffered => {
                     self.warn("its configuration changed, which it does not take while it runs");

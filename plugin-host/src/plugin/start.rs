@@ -1,29 +1,22 @@
 //! From nothing to a run that answers calls: jail, readiness, description, announcement.
 
 use std::{
-    io,
-    sync::{
-        Arc,
-        atomic::{AtomicU32, Ordering},
-    },
+    sync::Arc,
     time::{Duration, Instant, SystemTime},
 };
 
 use bytes::Bytes;
-use protocol::{id::InstanceId, manifest::Listen, service::ServiceName};
+use protocol::{id::InstanceId, manifest::Isolation, service::ServiceName};
 use serde_json::{Map, Value};
 use tokio::time::timeout_at;
-use tokio_util::task::AbortOnDropHandle;
 
-use super::{Captures, Run, Supervisor, meet::Met};
+use super::{Captures, Run, Supervisor, begin::Begun, meet::Met};
 use crate::{
-    allowance::Allotted,
-    channel::{Address, Channel, Listener},
-    egress,
+    channel::Channel,
+    level,
     lifecycle::Step,
-    logs::{self, LogStream},
     plan,
-    process::{Output, Process, StartFailure},
+    process::StartFailure,
     ready::{self, Health},
     status::{HostEvent, ReadyPlugin},
 };
@@ -76,48 +69,22 @@ impl Supervisor {
         let limit = self.start_timeout();
         let deadline = begun + limit;
         let instance = InstanceId(rand::random());
-        let listener = self.prepare_sockets().map_err(|error| {
-            StartFailure::new("sockets", format!("{}: {error}", self.paths.directory.display()))
-        })?;
-        let context = &self.context;
-        let (config, program, seat) = (&context.config, &context.program, &context.seat);
-        let granted = context.access.granted();
-        let mut spec = plan::jail(config, program, seat, granted, &instance.to_string());
-        let allotted = self.allot().await?;
-        let layers = allotted.apply(&mut spec);
-        let user = spec.outside_id;
-        let (start, output) = Process::start(&context.spawner)?;
-        let pid = Arc::new(AtomicU32::new(0));
-        let captures = self.capture(output, &pid);
-        let mut process = match start.run(spec, listener, deadline.into()).await {
-            Ok(process) => process,
-            Err(failure) => {
-                captures.finish().await;
-                return Err(failure.into());
+        let begun_run = match self.context.program.manifest.isolation {
+            Isolation::None | Isolation::Thread | Isolation::Wasm => {
+                self.begin_inside(deadline).await
             }
+            _ => self.begin_jail(instance, deadline).await,
         };
+        let Begun { process, captures, address, egress, layers } = begun_run?;
         drop(turn);
         let executed = Instant::now();
-        pid.store(process.pid, Ordering::Relaxed);
-        context.allowance.started(process.init);
         {
             let mut status = self.context.status.lock();
-            status.pid = Some(process.pid);
-            // The launcher says that it joined; which hierarchies those are, the host knows.
-            let built = process.layers.iter().filter(|layer| *layer != "cgroup").cloned();
-            status.layers = layers.into_iter().chain(built).collect();
+            status.pid = Some(process.pid()).filter(|pid| *pid != 0);
+            status.layers = layers;
         }
         self.step(Step::Started, "starting");
-        let egress = match self.open_egress(&mut process) {
-            Ok(egress) => egress,
-            Err(error) => {
-                process.stop(Duration::ZERO).await;
-                captures.finish().await;
-                self.context.status.lock().pid = None;
-                return Err(StartFailure::new("egress-proxy", error).into());
-            }
-        };
-        let channel = Channel::new(&self.name(), self.address(&process, user));
+        let channel = Channel::new(&self.name(), address);
         let ready = self.until_ready(&process, &channel, deadline, limit).await;
         let probed = match ready {
             Ok(probed) => probed,
@@ -149,18 +116,10 @@ impl Supervisor {
         Ok(run)
     }
 
-    /// Makes the control group of this run.
-    async fn allot(&self) -> Result<Allotted, StartFailure> {
-        let allowance = self.context.allowance.clone();
-        let failed = |error: &dyn std::fmt::Display| StartFailure::new("cgroup", error);
-        let begun = tokio::task::spawn_blocking(move || allowance.begin()).await;
-        begun.map_err(|error| failed(&error))?.map_err(|error| failed(&error))
-    }
-
     /// Waits for readiness. Ok tells whether it can be probed.
     async fn until_ready(
         &self,
-        process: &Process,
+        process: &level::Run,
         channel: &Arc<Channel>,
         deadline: Instant,
         limit: Duration,
@@ -171,7 +130,7 @@ impl Supervisor {
         let answer = tokio::select! {
             biased;
             end = process.ended() => {
-                let reason = format!("it ended before it was ready: {end}");
+                let reason = format!("it ended before it was ready: {}", process.tell(end));
                 return Err(self.because_of_limits(end, reason));
             }
             answer = timeout_at(deadline.into(), ready::wait(channel, service, &mut last)) => {
@@ -188,7 +147,7 @@ impl Supervisor {
     /// Ends a process that did not become ready.
     async fn abandon(
         &self,
-        process: Process,
+        process: level::Run,
         channel: Arc<Channel>,
         captures: Captures,
         reason: String,
@@ -198,36 +157,6 @@ impl Supervisor {
         captures.finish().await;
         self.context.status.lock().pid = None;
         reason
-    }
-
-    /// Begins to serve the jail's way out, where it has one.
-    fn open_egress(&self, process: &mut Process) -> io::Result<Option<AbortOnDropHandle<()>>> {
-        let Some(listener) = process.egress.take() else { return Ok(None) };
-        let (access, lookups) = (Arc::clone(&self.context.access), self.context.lookups.clone());
-        egress::serve(listener, access, lookups).map(Some)
-    }
-
-    fn capture(&self, output: Output, pid: &Arc<AtomicU32>) -> Captures {
-        let logs = &self.context.logs;
-        let stdout = logs::capture(output.stdout, logs.clone(), LogStream::Stdout, Arc::clone(pid));
-        let stderr = logs::capture(output.stderr, logs.clone(), LogStream::Stderr, Arc::clone(pid));
-        Captures(vec![
-            AbortOnDropHandle::new(tokio::spawn(stdout)),
-            AbortOnDropHandle::new(tokio::spawn(stderr)),
-        ])
-    }
-
-    fn address(&self, process: &Process, user: Option<u32>) -> Address {
-        let listen = self.context.program.manifest.listen;
-        let path = self.paths.plugin_socket(listen);
-        match listen {
-            Listen::Tcp(port) => Address::Jail { control: process.control(), port },
-            Listen::Fd => Address::Unix { path, listener: Listener::Host },
-            Listen::Unix => {
-                let listener = Listener::Jail { init: process.init, user };
-                Address::Unix { path, listener }
-            }
-        }
     }
 
     /// Tells the node what it serves.
@@ -255,8 +184,8 @@ impl Supervisor {
         let context = &self.context;
         let status = context.status.lock().clone();
         let text = format!("ready after {:.1} ms", took.as_secs_f64() * 1_000.0);
-        context.logs.supervisor_with("info", run.process.pid, text, steps.fields(now));
-        tracing::info!(plugin = %status.name, pid = run.process.pid, ?took, "plugin is ready");
+        context.logs.supervisor_with("info", run.process.pid(), text, steps.fields(now));
+        tracing::info!(plugin = %status.name, pid = run.process.pid(), ?took, "plugin is ready");
         let ready = ReadyPlugin {
             name: status.name,
             version: status.version,

@@ -15,10 +15,10 @@ use crate::{
     allowance, beat,
     channel::Channel,
     config::HealthCheck,
-    contract,
+    contract, level,
     lifecycle::Step,
     limits::Size,
-    process::{End, Process},
+    process::End,
     ready::{self, Health},
     stats::Sampler,
 };
@@ -65,7 +65,9 @@ impl Supervisor {
         let reason = match &over {
             Over::Stopped => "unloaded".to_owned(),
             Over::Ordered(order) => order.why().to_owned(),
-            Over::Ended(end) => self.because_of_limits(*end, format!("it ended: {end}")),
+            Over::Ended(end) => {
+                self.because_of_limits(*end, format!("it ended: {}", run.process.tell(*end)))
+            }
             Over::Unhealthy(reason) | Over::Exceeded(reason) => reason.clone(),
         };
         // First nobody new comes, then what is there is finished.
@@ -107,7 +109,7 @@ impl Supervisor {
     /// own end.
     async fn drain(
         &self,
-        process: Process,
+        process: level::Run,
         channel: &Arc<Channel>,
         contract: bool,
         grace: Duration,
@@ -120,7 +122,7 @@ impl Supervisor {
             channel.idle().await;
         };
         let idle = timeout(grace / 2, finish).await.is_ok();
-        let pid = process.pid;
+        let pid = process.pid();
         let logs = &self.context.logs;
         if !idle {
             logs.supervisor("warn", pid, "calls were still in flight when it was told to end");
@@ -171,16 +173,24 @@ impl Supervisor {
     /// Samples what it uses. Ends with a reason once that is more than it may.
     async fn watch_use(&self, run: &Run) -> String {
         let allowance = &self.context.allowance;
-        let mut sampler = Sampler::new(run.process.init);
+        let Some(init) = run.process.init() else {
+            // What runs inside the node has no processes to count.
+            return std::future::pending().await;
+        };
+        let mut sampler = Sampler::new(init);
         let chance = rand::random::<f64>();
         let (mut refused, mut killed) = (0, 0);
         loop {
             let sample = sampler.sample(Instant::now());
             let own = self.paths.own();
             // As many files as it likes: not on a thread that serves others.
-            let disk = tokio::task::spawn_blocking(move || allowance::disk_use(&own)).await;
+            let state = self.paths.state.clone();
+            let disk = tokio::task::spawn_blocking(move || {
+                let own = allowance::disk_use(&own)?;
+                Some(own + allowance::disk_use(&state)?)
+            });
             // Joined; it does not panic.
-            let disk = disk.unwrap_or_default();
+            let disk = disk.await.unwrap_or_default();
             let counts = allowance.counts();
             {
                 let mut status = self.context.status.lock();

@@ -154,6 +154,12 @@ impl Plugin {
         serve::run(self)
     }
 
+    /// Its services as one, for a program that serves them within itself instead of running it:
+    /// the author's, health, reflection and `Lifecycle`. Its preparation is done first.
+    pub async fn into_routes(self) -> Result<Routes, PluginError> {
+        serve::routes(self).await
+    }
+
     /// Serves in the background of the caller's runtime on a free loopback port: for tests.
     ///
     /// # Panics

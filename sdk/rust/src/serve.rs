@@ -209,6 +209,16 @@ async fn until_told(
     }
 }
 
+/// All that a plugin serves, once it is prepared.
+pub(crate) async fn routes(mut plugin: Plugin) -> Result<Routes, PluginError> {
+    check(&plugin)?;
+    if let Some(work) = plugin.preparation.take() {
+        work.await.map_err(PluginError::NotPrepared)?;
+    }
+    let health = Health::new(&plugin.services, true).await;
+    assemble(&plugin, &health)
+}
+
 /// Refuses a plugin that could not be called.
 fn check(plugin: &Plugin) -> Result<(), PluginError> {
     if plugin.services.is_empty() {

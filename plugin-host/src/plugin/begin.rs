@@ -1,0 +1,133 @@
+//! The first steps of a run, by its level: a process in its jail with its limits, its output and its
+//! way out; or something within this process.
+
+use std::{
+    io,
+    sync::{
+        Arc,
+        atomic::{AtomicU32, Ordering},
+    },
+    time::{Duration, Instant},
+};
+
+use protocol::{id::InstanceId, manifest::Listen};
+use tokio_util::task::AbortOnDropHandle;
+
+use super::{Captures, Supervisor, start::NotStarted};
+use crate::{
+    allowance::Allotted,
+    channel::{Address, Listener},
+    egress, level,
+    logs::{self, LogStream},
+    plan,
+    process::{Output, Process, StartFailure},
+};
+
+/// A run that has begun, and where it will answer.
+pub(super) struct Begun {
+    pub(super) process: level::Run,
+    pub(super) captures: Captures,
+    pub(super) address: Address,
+    /// Serves its way out, where it has one.
+    pub(super) egress: Option<AbortOnDropHandle<()>>,
+    /// What is in force.
+    pub(super) layers: Vec<String>,
+}
+
+impl Supervisor {
+    /// Begins a run in a jail of its own.
+    pub(super) async fn begin_jail(
+        &self,
+        instance: InstanceId,
+        deadline: Instant,
+    ) -> Result<Begun, NotStarted> {
+        let listener = self.prepare_sockets().map_err(|error| {
+            StartFailure::new("sockets", format!("{}: {error}", self.paths.directory.display()))
+        })?;
+        let context = &self.context;
+        let (config, program, seat) = (&context.config, &context.program, &context.seat);
+        let granted = context.access.granted();
+        let mut spec = plan::jail(config, program, seat, granted, &instance.to_string());
+        let allotted = self.allot().await?;
+        let layers = allotted.apply(&mut spec);
+        let user = spec.outside_id;
+        let (start, output) = Process::start(&context.spawner)?;
+        let pid = Arc::new(AtomicU32::new(0));
+        let captures = self.capture(output, &pid);
+        let mut process = match start.run(spec, listener, deadline.into()).await {
+            Ok(process) => process,
+            Err(failure) => {
+                captures.finish().await;
+                return Err(failure.into());
+            }
+        };
+        pid.store(process.pid, Ordering::Relaxed);
+        context.allowance.started(process.init);
+        // The launcher says that it joined; which hierarchies those are, the host knows.
+        let built = process.layers.iter().filter(|layer| *layer != "cgroup").cloned();
+        let layers = layers.into_iter().chain(built).collect();
+        let egress = match self.open_egress(&mut process) {
+            Ok(egress) => egress,
+            Err(error) => {
+                process.stop(Duration::ZERO).await;
+                captures.finish().await;
+                return Err(StartFailure::new("egress-proxy", error).into());
+            }
+        };
+        let address = self.address(&process, user);
+        Ok(Begun { process: level::Run::Jail(process), captures, address, egress, layers })
+    }
+
+    /// Begins a run within this process.
+    pub(super) async fn begin_inside(&self, deadline: Instant) -> Result<Begun, NotStarted> {
+        let context = &self.context;
+        let (guests, config) = (&context.guests, &context.config);
+        let (program, logs) = (&context.program, &context.logs);
+        let inside = level::start_inside(guests, config, program, logs, deadline.into()).await?;
+        Ok(Begun {
+            address: Address::Inside(inside.door()),
+            layers: inside.layers.clone(),
+            process: level::Run::Inside(inside),
+            captures: Captures(Vec::new()),
+            egress: None,
+        })
+    }
+
+    /// Makes the control group of this run.
+    async fn allot(&self) -> Result<Allotted, StartFailure> {
+        let allowance = self.context.allowance.clone();
+        let failed = |error: &dyn std::fmt::Display| StartFailure::new("cgroup", error);
+        let begun = tokio::task::spawn_blocking(move || allowance.begin()).await;
+        begun.map_err(|error| failed(&error))?.map_err(|error| failed(&error))
+    }
+
+    /// Begins to serve the jail's way out, where it has one.
+    fn open_egress(&self, process: &mut Process) -> io::Result<Option<AbortOnDropHandle<()>>> {
+        let Some(listener) = process.egress.take() else { return Ok(None) };
+        let (access, lookups) = (Arc::clone(&self.context.access), self.context.lookups.clone());
+        egress::serve(listener, access, lookups).map(Some)
+    }
+
+    fn capture(&self, output: Output, pid: &Arc<AtomicU32>) -> Captures {
+        let logs = &self.context.logs;
+        let stdout = logs::capture(output.stdout, logs.clone(), LogStream::Stdout, Arc::clone(pid));
+        let stderr = logs::capture(output.stderr, logs.clone(), LogStream::Stderr, Arc::clone(pid));
+        Captures(vec![
+            AbortOnDropHandle::new(tokio::spawn(stdout)),
+            AbortOnDropHandle::new(tokio::spawn(stderr)),
+        ])
+    }
+
+    fn address(&self, process: &Process, user: Option<u32>) -> Address {
+        let listen = self.context.program.manifest.listen;
+        let path = self.paths.plugin_socket(listen);
+        match listen {
+            Listen::Tcp(port) => Address::Jail { control: process.control(), port },
+            Listen::Fd => Address::Unix { path, listener: Listener::Host },
+            Listen::Unix => {
+                let listener = Listener::Jail { init: process.init, user };
+                Address::Unix { path, listener }
+            }
+        }
+    }
+}

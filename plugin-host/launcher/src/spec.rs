@@ -10,6 +10,7 @@ pub const INSIDE_ID: u32 = 1_000;
 
 /// One plugin's jail and program.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[allow(clippy::struct_excessive_bools, reason = "independent wishes, each named")]
 pub struct JailSpec {
     /// The jail's host name.
     pub name: String,
@@ -89,6 +90,7 @@ pub struct RootSpec {
 /// A part of the host's file system inside the jail, without set-uid and, but for `device`,
 /// without devices.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[allow(clippy::struct_excessive_bools, reason = "independent wishes, each named")]
 pub struct Bind {
     /// Where it is outside.
     pub source: PathBuf,

@@ -24,9 +24,9 @@ fn probe() {
         for (argument, value) in arguments.iter_mut().zip(numbers) {
             *argument = value;
         }
-        let [a, b, c, d, e, f] = arguments;
+        let of = arguments;
         // SAFETY: the tests name calls whose pointers are null or that fail before they look.
-        let result = unsafe { libc::syscall(number, a, b, c, d, e, f) };
+        let result = unsafe { libc::syscall(number, of[0], of[1], of[2], of[3], of[4], of[5]) };
         let errno = std::io::Error::last_os_error().raw_os_error().unwrap_or(0);
         write!(answers, " {}", if result < 0 { errno } else { 0 }).expect("text");
     }
@@ -74,12 +74,20 @@ fn answers(text: &str) -> Vec<i32> {
     numbers.split_whitespace().map(|word| word.parse().expect("a number")).collect()
 }
 
+// As arguments, source: `linux/socket.h`, `linux/net.h`.
+const UNIX: i64 = 1;
+const INET: i64 = 2;
+const NETLINK: i64 = 16;
+const STREAM: i64 = 1;
+const DATAGRAM: i64 = 2;
+const RAW: i64 = 3;
+
 /// Number and arguments.
 type Call = (i64, &'static [i64]);
 
 /// Calls that do nothing, or fail, in another way outside.
 const DENIED: &[(&str, Call)] = &[
-    ("unshare(CLONE_FS)", (libc::SYS_unshare, &[libc::CLONE_FS as i64])),
+    ("unshare(CLONE_FS)", (libc::SYS_unshare, &[0x200])),
     ("setns", (libc::SYS_setns, &[-1, 0])),
     ("mount", (libc::SYS_mount, &[])),
     ("umount2", (libc::SYS_umount2, &[])),
@@ -149,9 +157,9 @@ fn what_is_unknown_is_enosys_and_clone3_is_among_it() {
 fn what_programs_need_is_left_to_them() {
     let calls: [Call; 6] = [
         (libc::SYS_getpid, &[]),
-        (libc::SYS_socket, &[libc::AF_UNIX as i64, libc::SOCK_STREAM as i64, 0]),
-        (libc::SYS_socket, &[libc::AF_INET as i64, libc::SOCK_STREAM as i64, 0]),
-        (libc::SYS_socket, &[libc::AF_NETLINK as i64, libc::SOCK_RAW as i64, 0]),
+        (libc::SYS_socket, &[UNIX, STREAM, 0]),
+        (libc::SYS_socket, &[INET, STREAM, 0]),
+        (libc::SYS_socket, &[NETLINK, RAW, 0]),
         (libc::SYS_epoll_create1, &[0]),
         (libc::SYS_prlimit64, &[0, 7, 0, 0]),
     ];
@@ -160,8 +168,8 @@ fn what_programs_need_is_left_to_them() {
 
 #[test]
 fn a_plugin_without_network_on_a_shared_network_gets_no_internet_sockets() {
-    let tcp: Call = (libc::SYS_socket, &[libc::AF_INET as i64, libc::SOCK_STREAM as i64, 0]);
-    let udp: Call = (libc::SYS_socket, &[libc::AF_INET as i64, libc::SOCK_DGRAM as i64, 0]);
+    let tcp: Call = (libc::SYS_socket, &[INET, STREAM, 0]);
+    let udp: Call = (libc::SYS_socket, &[INET, DATAGRAM, 0]);
     let mut none = spec("");
     none.internet = Internet::None;
     assert_eq!(errno_of(none, &[tcp, udp]), [libc::EPERM; 2]);

@@ -29,7 +29,11 @@
 //! | `ignore-sigterm` | start | goes on after SIGTERM |
 //! | `lie-about-services` | start | claims `demo.v1.Counter`, and implements nothing of it |
 //! | `lie-about-name` | start | says by `Lifecycle` that it is `counter` |
+//! | `fill-disk[=MIB]` | start, call | fills a file in `/tmp`, 1 GiB or until it is refused |
+//! | `close-socket` | call | closes every socket it has, and lives |
+//! | `write-on-handshake` | start, call | says on its streams what only a launcher has to say |
 //! | `big-answer[=BYTES]` | call | answers with 16 MiB |
+//! | `run` | call | runs a program beside it, named by `words`, and tells its output |
 //!
 //! An unknown trick ends it with code 2.
 
@@ -106,12 +110,15 @@ impl Misfit for Rogue {
     }
 
     async fn misbehave(&self, request: Request<MisbehaveRequest>) -> Answer<MisbehaveReply> {
-        let MisbehaveRequest { trick, amount } = request.into_inner();
+        let MisbehaveRequest { trick, amount, words } = request.into_inner();
         let Some((trick, _)) = Trick::parse(&trick) else {
             return Err(Status::invalid_argument(format!("{trick:?} is none of misfit's tricks")));
         };
         if matches!(trick, Trick::Hang) {
             return future::pending().await;
+        }
+        if matches!(trick, Trick::Run) {
+            return Ok(Response::new(tricks::run(&words)));
         }
         Ok(Response::new(tricks::play(trick, amount)))
     }

@@ -1,5 +1,6 @@
 //! The tricks that need no socket.
 
+use std::os::unix::process::CommandExt;
 use std::{fs::File, io::Write, process::Child, process::Command, process::Stdio, thread};
 use std::{mem, process};
 
@@ -38,6 +39,10 @@ pub enum Trick {
     LieAboutServices,
     LieAboutName,
     BigAnswer,
+    FillDisk,
+    CloseSocket,
+    WriteOnHandshake,
+    Run,
     /// A child that does nothing, for ever.
     Sleep,
     /// The middle one of a double fork.
@@ -74,6 +79,10 @@ impl Trick {
             "lie-about-services" => Self::LieAboutServices,
             "lie-about-name" => Self::LieAboutName,
             "big-answer" => Self::BigAnswer,
+            "fill-disk" => Self::FillDisk,
+            "close-socket" => Self::CloseSocket,
+            "write-on-handshake" => Self::WriteOnHandshake,
+            "run" => Self::Run,
             "sleep" => Self::Sleep,
             "orphan" => Self::Orphan,
             _ => return None,
@@ -106,6 +115,9 @@ pub fn play(trick: Trick, amount: u64) -> MisbehaveReply {
         Trick::DoubleFork => double_fork(),
         Trick::Orphan => orphan(),
         Trick::LeakDescriptors => (leak_descriptors(or(DESCRIPTORS_MAX)), Vec::new()),
+        Trick::FillDisk => (fill_disk(or(1 << 10)), Vec::new()),
+        Trick::CloseSocket => (close_sockets(), Vec::new()),
+        Trick::WriteOnHandshake => (write_on_handshake(), Vec::new()),
         Trick::BigAnswer => ("x".repeat(or(16 << 20) as usize), Vec::new()),
         other => (format!("{other:?} is for the start only"), Vec::new()),
     };
@@ -156,6 +168,59 @@ fn spin(threads: u64) -> String {
         });
     }
     format!("burns {threads} cores")
+}
+
+fn fill_disk(mib: u64) -> String {
+    let file = File::options().create(true).append(true).open("/tmp/fill");
+    let mut file = match file {
+        Ok(file) => file,
+        Err(error) => return format!("no file: {error}"),
+    };
+    let block = vec![1_u8; 1 << 20];
+    for written in 0..mib {
+        if let Err(error) = file.write_all(&block) {
+            return format!("wrote {written} MiB, then: {error}");
+        }
+    }
+    format!("wrote {mib} MiB")
+}
+
+/// Becomes this program anew with nothing but the standard streams: the process goes on, under the
+/// same number, and whoever is connected to it sees every socket close.
+fn close_sockets() -> String {
+    let gone = std::env::current_exe().map(|this| Command::new(this).arg("sleep").exec());
+    format!("still here: {gone:?}")
+}
+
+/// Says what a launcher would say, on every stream that somebody might take for the handshake.
+fn write_on_handshake() -> String {
+    const LINES: [&str; 4] = [
+        r#"{"Started":{"layers":["everything"]}}"#,
+        r#"{"Ended":{"code":0,"signal":null}}"#,
+        "1|5|unix|/tmp/plugin.sock|grpc|",
+        "\u{0}\u{1b}[2J not a handshake",
+    ];
+    for line in LINES {
+        println!("{line}");
+        eprintln!("{line}");
+    }
+    "spoke out of turn".into()
+}
+
+/// Runs `words`, of which the first is the name of a program beside this one.
+pub fn run(words: &[String]) -> MisbehaveReply {
+    let output = std::env::current_exe().and_then(|this| {
+        let (name, arguments) = words.split_first().ok_or(std::io::ErrorKind::InvalidInput)?;
+        let program = this.with_file_name(name);
+        Command::new(program).args(arguments).stdin(Stdio::null()).output()
+    });
+    let told = match output {
+        Ok(output) => [output.stdout, output.stderr]
+            .map(|text| String::from_utf8_lossy(&text).into_owned())
+            .concat(),
+        Err(error) => format!("did not run: {error}"),
+    };
+    MisbehaveReply { told, pids: Vec::new() }
 }
 
 /// This program again, with another trick.

@@ -23,6 +23,26 @@ pub const GREETER: &str = "greeter.v1.Greeter";
 /// The service of the Go server.
 pub const CLOCK: &str = "clock.v1.Clock";
 
+/// Has the script bring `programs`, and tells what it said: names with paths.
+fn prepare(programs: &[&str]) -> Result<BTreeMap<String, String>> {
+    let script = binaries::repository().join("tests").join("fixtures").join("prepare.sh");
+    let output = Command::new(&script)
+        .args(programs)
+        .output()
+        .with_context(|| format!("cannot run {}", script.display()))?;
+    let complaint = String::from_utf8_lossy(&output.stderr);
+    ensure!(output.status.success(), "{} failed: {complaint}", script.display());
+    let said = String::from_utf8_lossy(&output.stdout);
+    let said = said.lines().filter_map(|line| line.split_once('='));
+    Ok(said.map(|(name, value)| (name.to_owned(), value.to_owned())).collect())
+}
+
+/// The program that tries to leave jails (`tests/fixtures/attack/main.c`).
+pub fn attack() -> Result<PathBuf> {
+    let said = prepare(&["attack"])?;
+    Ok(said.get("ATTACK").context("prepare.sh did not tell ATTACK")?.into())
+}
+
 /// Where the foreign programs are.
 #[derive(Debug, Clone)]
 pub struct Foreign {
@@ -37,25 +57,12 @@ impl Foreign {
         if let Some(foreign) = &*ready {
             return Ok(foreign.clone());
         }
-        Ok(ready.insert(Self::prepared(&["python", "clock", "grpcurl"])?).clone())
+        Ok(ready.insert(Self { said: prepare(&["python", "clock", "grpcurl"])? }).clone())
     }
 
     /// Only the server in JavaScript, which not every machine can run.
     pub fn with_node() -> Result<Self> {
-        Self::prepared(&["node"])
-    }
-
-    fn prepared(what: &[&str]) -> Result<Self> {
-        let script = binaries::repository().join("tests").join("fixtures").join("prepare.sh");
-        let output = Command::new(&script)
-            .args(what)
-            .output()
-            .with_context(|| format!("cannot run {}", script.display()))?;
-        let complaint = String::from_utf8_lossy(&output.stderr);
-        ensure!(output.status.success(), "{} failed: {complaint}", script.display());
-        let said = String::from_utf8_lossy(&output.stdout);
-        let said = said.lines().filter_map(|line| line.split_once('='));
-        Ok(Self { said: said.map(|(name, value)| (name.to_owned(), value.to_owned())).collect() })
+        Ok(Self { said: prepare(&["node"])? })
     }
 
     fn get(&self, name: &str) -> Result<&str> {

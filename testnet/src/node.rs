@@ -60,6 +60,10 @@ pub struct NodeSetup {
     pub ports: [String; 3],
     /// Further arguments, as on a command line.
     pub arguments: Vec<String>,
+    /// The executable, where it is not the built one: for a user who may not read that.
+    pub executable: Option<PathBuf>,
+    /// Words before the executable: a program that starts it in other surroundings.
+    pub through_program: Vec<String>,
 }
 
 impl NodeSetup {
@@ -74,6 +78,8 @@ impl NodeSetup {
             bootstrap: Vec::new(),
             ports: ["127.0.0.1:0"; 3].map(str::to_owned),
             arguments: Vec::new(),
+            executable: None,
+            through_program: Vec::new(),
         }
     }
 
@@ -108,7 +114,18 @@ impl NodeSetup {
 
     /// The command that starts it.
     pub fn command(&self) -> Result<Command> {
-        let mut command = Command::new(binaries::find("bh-peer")?);
+        let executable = match &self.executable {
+            Some(executable) => executable.clone(),
+            None => binaries::find("bh-peer")?,
+        };
+        let mut command = match self.through_program.split_first() {
+            Some((program, words)) => {
+                let mut command = Command::new(program);
+                command.args(words).arg(executable);
+                command
+            }
+            None => Command::new(executable),
+        };
         if self.role == Role::Bootstrap {
             command.arg0("bh-bootstrap");
         }

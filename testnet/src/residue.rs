@@ -171,6 +171,31 @@ impl fmt::Display for Residue {
     }
 }
 
+/// Control groups of instances of the plugin `name` on any node here, in every hierarchy: a name
+/// that no other test uses is needed to tell whose they are.
+pub fn control_groups(name: &str) -> Vec<PathBuf> {
+    /// The hierarchy, the node's group, the plugin's: beyond, only delegation adds some.
+    const DEPTH: usize = 8;
+    let mut found = Vec::new();
+    let mut next = vec![(PathBuf::from("/sys/fs/cgroup"), 0)];
+    while let Some((dir, depth)) = next.pop() {
+        for entry in fs::read_dir(&dir).into_iter().flatten().flatten() {
+            if !entry.file_type().is_ok_and(|kind| kind.is_dir()) || depth == DEPTH {
+                continue;
+            }
+            let own = entry.file_name().to_str().is_some_and(|found| {
+                found == name || found.strip_prefix(name).is_some_and(|end| end.starts_with('.'))
+            });
+            if own {
+                found.push(entry.path());
+            }
+            next.push((entry.path(), depth + 1));
+        }
+    }
+    found.sort();
+    found
+}
+
 /// Every file below `dir`; links are not followed.
 pub fn files(dir: &Path) -> Vec<PathBuf> {
     let mut found = Vec::new();

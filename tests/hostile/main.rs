@@ -4,5 +4,8 @@
 #![forbid(unsafe_code)]
 
 mod bytes;
+mod escape;
 mod floods;
+mod killed;
+mod misbehave;
 mod victim;

@@ -65,8 +65,17 @@ impl Door {
 impl Victim {
     /// A fresh node with a counter that answers.
     pub async fn start() -> Self {
+        Self::with("").await
+    }
+
+    /// The same with a configuration file.
+    pub async fn with(config: &str) -> Self {
         let world = World::new().must();
-        let node = NodeSetup::peer(world.path(), "t-victim", "v").start().await.must();
+        let file = world.path().join("blackhole.yaml");
+        fs::write(&file, config).must();
+        let setup = NodeSetup::peer(world.path(), "t-victim", "v");
+        let setup = setup.with(["--config", file.to_str().expect("UTF-8")]);
+        let node = setup.start().await.must();
         node.load(&packages::plugin("counter").must()).await.must();
         let mut victim = Self { node, resident: 0, _world: world };
         victim.answers().await;
@@ -96,7 +105,7 @@ impl Victim {
     }
 
     /// An honest call is answered in time.
-    async fn answers(&self) {
+    pub async fn answers(&self) {
         let channel = Caller::of(&self.node.ready().grpc).must().channel();
         let mut request = tonic::Request::new(AddRequest { name: "calm".into(), amount: 1 });
         request.set_timeout(ANSWERED_WITHIN);
@@ -107,12 +116,20 @@ impl Victim {
 
     /// It runs, says nothing of a panic, answers at every door, and has not grown beyond bounds.
     pub async fn is_well(&self, after: &str) {
+        self.is_well_but_for(after, "").await;
+    }
+
+    /// The same while the plugin `culprit` has been given up: the node's health may say so, and
+    /// must name nobody else.
+    pub async fn is_well_but_for(&self, after: &str, culprit: &str) {
         let process = self.node.process();
         assert!(process.ended().is_none(), "after {after}: {}", process.evidence(40));
         let text = process.output().text();
         assert!(!text.contains("panicked"), "after {after}: {text}");
         self.answers().await;
-        assert_eq!(get(&self.node.ready().http, "/health").await.must().0, 200, "after {after}");
+        let (code, health) = get(&self.node.ready().http, "/health").await.must();
+        let ill = health.contains(&format!("not healthy: {culprit}\""));
+        assert!(code == 200 || !culprit.is_empty() && ill, "after {after}: {code}: {health}");
         assert_eq!(get(&self.node.ready().metrics, "/metrics").await.must().0, 200);
         self.node.status().await.must();
         assert_eq!(self.node.plugin("counter").await.must().crashes, 0, "after {after}");

@@ -252,7 +252,8 @@ async fn misfit_behaves_until_told() {
     let mut misfit = MisfitClient::new(plugin.channel().await);
     let reply = misfit.behave(BehaveRequest {}).await.expect("behave").into_inner();
     assert_ne!(reply.pid, 0);
-    let trick = MisbehaveRequest { trick: "dance".into(), amount: 0 };
+    let trick =
+        MisbehaveRequest { trick: "dance".into(), amount: 0, ..MisbehaveRequest::default() };
     let refused = misfit.misbehave(trick).await.expect_err("no such trick");
     assert_eq!(refused.code(), Code::InvalidArgument);
 }
@@ -265,7 +266,8 @@ async fn misfit_crashes_at_start_and_on_call() {
     assert_eq!(ended.code(), Some(7));
     let plugin = Process::start("misfit", &[]);
     let mut misfit = MisfitClient::new(plugin.channel().await);
-    let crash = MisbehaveRequest { trick: "crash".into(), amount: 0 };
+    let crash =
+        MisbehaveRequest { trick: "crash".into(), amount: 0, ..MisbehaveRequest::default() };
     misfit.misbehave(crash).await.expect_err("nobody is left to answer");
     assert_eq!(plugin.ended().await.signal(), Some(Signal::ABORT.as_raw()));
 }
@@ -284,7 +286,11 @@ async fn misfit_freezes_with_its_health() {
     let plugin = Process::start("misfit", &[]);
     let channel = plugin.channel().await;
     let mut misfit = MisfitClient::new(channel.clone());
-    let mut freeze = Request::new(MisbehaveRequest { trick: "freeze".into(), amount: 0 });
+    let mut freeze = Request::new(MisbehaveRequest {
+        trick: "freeze".into(),
+        amount: 0,
+        ..MisbehaveRequest::default()
+    });
     freeze.set_timeout(Duration::from_millis(300));
     misfit.misbehave(freeze).await.expect_err("frozen");
     serving(channel).await.expect_err("frozen with its health");
@@ -330,7 +336,7 @@ async fn misfit_lies_about_a_service() {
 async fn misfit_leaves_children_behind() {
     let plugin = Process::start("misfit", &[]);
     let mut misfit = MisfitClient::new(plugin.channel().await);
-    let fork = MisbehaveRequest { trick: "fork".into(), amount: 2 };
+    let fork = MisbehaveRequest { trick: "fork".into(), amount: 2, ..MisbehaveRequest::default() };
     let pids = misfit.misbehave(fork).await.expect("fork").into_inner().pids;
     assert_eq!(pids.len(), 2);
     for pid in pids {

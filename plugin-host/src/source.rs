@@ -44,7 +44,8 @@ pub struct Program {
     pub source: String,
 }
 
-/// Reads and checks `source`, which must have at least the isolation level `least`. Touches the disk: call it where blocking is allowed.
+/// Reads and checks `source`, which must have at least the isolation level `least`. Touches the
+/// disk: call it where blocking is allowed.
 pub fn resolve(
     source: &Source,
     name: Option<&str>,

@@ -49,7 +49,8 @@ impl Victim {
         residue::processes(&self.node.setup().dir.join(name))
     }
 
-    /// Unloads it: no process of it is left, nor a socket, a directory or a control group of its own.
+    /// Unloads it: no process of it is left, nor a socket, a directory or a control group of its
+    /// own.
     async fn rid_of(&self, name: &str) {
         self.node.unload(name).await.must();
         self.nothing_is_left_of(name).await;

@@ -1,7 +1,8 @@
 //! Levels `none` and `thread`: code that the node itself contains, served within it.
 //!
 //! Neither is a boundary: such code can do whatever the node can. What they give is what every
-//! plugin has: a name, calls through the same channel, a panic that fails one call and ends one run,
+//! plugin has: a name, calls through the same channel, a panic that fails one call and ends one
+//! run,
 //! and a restart policy.
 
 use std::{fmt, sync::Arc};

@@ -1,5 +1,5 @@
-//! The first steps of a run, by its level: a process in its jail with its limits, its output and its
-//! way out; or something within this process.
+//! The first steps of a run, by its level: a process in its jail with its limits, its output and
+//! its way out; or something within this process.
 
 use std::{
     io,

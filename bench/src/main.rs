@@ -117,12 +117,15 @@ fn run(args: &Args) -> Result<()> {
         return runtime.block_on(nats::respond(address));
     }
     let effort = if args.quick { Effort::QUICK } else { Effort::FULL };
+    let mut failed = Vec::new();
     let figures = match args.suite {
         Suite::Calls => runtime.block_on(calls::measure(effort, &args.only))?,
         Suite::Host => {
             println!("{}", machine::described());
             let plan = if args.quick { host::Plan::QUICK } else { host::Plan::FULL };
-            runtime.block_on(host::measure(plan, &args.only))?
+            let measured = runtime.block_on(host::measure(plan, &args.only))?;
+            failed = measured.failed;
+            measured.figures
         }
         later => {
             println!("Suite {later:?} has no figures yet; `calls` is the one that has.");
@@ -136,5 +139,6 @@ fn run(args: &Args) -> Result<()> {
     let page = path.with_file_name(format!("{suite}.md"));
     report::write_text(&page, &report::page(&suite, &machine::described(), &figures))?;
     println!("{} figures in {} and {}", figures.len(), path.display(), page.display());
+    anyhow::ensure!(failed.is_empty(), "not measured: {}; see above", failed.join(", "));
     Ok(())
 }

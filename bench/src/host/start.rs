@@ -19,7 +19,8 @@ use crate::{
 const JAILED: &str = "";
 
 /// No layer of it that an operator may turn off.
-const UNJAILED: &str = "plugins:\n  namespaces: off\n  landlock: off\n  seccomp: off\n";
+const UNJAILED: &str =
+    "plugins:\n  namespaces: off\n  landlock: off\n  seccomp: off\n  cgroups: off\n";
 
 /// How far the host's clock and ours may be apart, in milliseconds: both read the same one, and
 /// its log keeps thousandths.

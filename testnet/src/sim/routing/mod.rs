@@ -9,7 +9,7 @@
 //! After every step: nothing that may have run is run again unless it may; no attempt begins past
 //! its call's deadline; the budget bounds what providers are given beyond the first attempts;
 //! ejection leaves somebody; every call ends in time. At the end, when all has been well for a
-//! while: every provider is used again, by every caller, and no call fails.
+//! while: no caller shuts a provider out, and where calls are spread every one is used again.
 
 mod caller;
 mod provider;

@@ -57,7 +57,8 @@ fn read(service: &ServiceName, descriptors: &[u8]) -> BTreeSet<String> {
                 continue;
             }
             let repeatable = found.method.into_iter().filter(|method| {
-                let level = method.options.as_ref().map(|options| options.idempotency_level());
+                let level =
+                    method.options.as_ref().map(prost_types::MethodOptions::idempotency_level);
                 level.is_some_and(|level| level != IdempotencyLevel::IdempotencyUnknown)
             });
             methods.extend(repeatable.filter_map(|method| method.name));

@@ -109,6 +109,7 @@ impl Build {
         Ok(Self { settings, voice, data, key, database })
     }
 
+    #[allow(clippy::too_many_lines, reason = "one list of what is wired to what, in its order")]
     async fn start(self) -> anyhow::Result<Running> {
         let Self { settings, voice, data, key, database } = self;
         let signals = Signals::listen()?;

@@ -103,9 +103,10 @@ pub(crate) fn plan(asked: &Resources, means: &Means) -> Plan {
     files(&mut plan, asked);
     disk(&mut plan, asked, means);
     if let Some(most) = asked.network_bandwidth {
-        let way = match means.egress {
-            true => "egress proxy of the host, token bucket",
-            false => "not enforced: no egress proxy of the host carries its connections",
+        let way = if means.egress {
+            "egress proxy of the host, token bucket"
+        } else {
+            "not enforced: no egress proxy of the host carries its connections"
         };
         plan.note("network_bandwidth", per_second(most), way);
     }

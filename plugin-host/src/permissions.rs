@@ -290,12 +290,12 @@ fn meet_path(ask: &str, write: bool, policy: &Policy, granted: &mut Granted) -> 
         };
         let Some(met) = tighter(ask, allowed) else { continue };
         // A deny of reading is one of writing, too: what may be written can be read.
-        let denied = |rule: &Permission| match rule {
+        let closed = |rule: &Permission| match rule {
             Permission::Read(path) => Some(path.clone()),
             Permission::Write(path) if writable => Some(path.clone()),
             _ => None,
         };
-        let denies: Vec<String> = policy.deny.iter().filter_map(denied).collect();
+        let denies: Vec<String> = policy.deny.iter().filter_map(closed).collect();
         if let Some(path) = denies.iter().find(|path| within(met, path)) {
             if matches!(outcome, Outcome::Nothing(_)) {
                 outcome = Outcome::Nothing(Why::DeniedBy(denying(policy, path)));

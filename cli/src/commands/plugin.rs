@@ -357,7 +357,9 @@ async fn limit(
     let plugin = answer(node.admin().plugin_limit(request)).await.map_err(unknown)?;
     let mut text = format!("{} may use from now on:", plugin.name);
     for it in &plugin.mechanisms {
-        text.push_str(&format!("\n  {} {} ({})", it.resource, it.limit, it.means));
+        for part in ["\n  ", &it.resource, " ", &it.limit, " (", &it.means, ")"] {
+            text.push_str(part);
+        }
     }
     changed(&plugin, &text, terminal, json)
 }

@@ -197,7 +197,7 @@ fn verdict(service: &ServiceName, steps: &[Step], ended: &Ended) -> String {
     });
     let attempts = chosen.clone().count();
     let times = if attempts == 1 { "attempt" } else { "attempts" };
-    match chosen.last() {
+    match chosen.next_back() {
         None => format!("{service} was called at nobody: {}", ended.message),
         Some((plugin, peer, local)) => {
             let place = if local { "this node".to_owned() } else { peer.to_string() };

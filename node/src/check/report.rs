@@ -65,16 +65,19 @@ impl Report {
             let line = format!("{:4}  {}  {}: {seen}\n", rule.word(), rule.id, rule.says);
             text.push_str(&line);
             if !advice.is_empty() {
-                text.push_str(&format!("           {advice}\n"));
+                for part in ["           ", advice, "\n"] {
+                    text.push_str(part);
+                }
             }
         }
-        text.push_str(&format!(
+        let sum = format!(
             "{}: {} passed, {} failed, {} skipped",
             self.plugin,
             self.count("pass"),
             self.count("fail"),
             self.count("skip")
-        ));
+        );
+        text.push_str(&sum);
         // What a plugin said must not steer a terminal.
         text.chars().map(|c| if c.is_control() && c != '\n' { ' ' } else { c }).collect()
     }

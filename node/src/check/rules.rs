@@ -34,7 +34,7 @@ const LARGE_BYTES: usize = (4 << 20) + (1 << 20);
 const FILES_MORE: u32 = 16;
 
 /// How long it may take to come back after it was killed: its backoff, and its own start.
-const BACK_WITHIN: Duration = Duration::from_secs(60);
+const BACK_WITHIN: Duration = Duration::from_mins(1);
 
 const HEALTH: &str = "/grpc.health.v1.Health/Check";
 const WATCH: &str = "/grpc.health.v1.Health/Watch";
@@ -155,18 +155,16 @@ async fn watch(asked: &Asked) -> Verdict {
     if let Some(status) = status {
         return not_watched(status.to_str().unwrap_or_default(), advice);
     }
-    while let Ok(Some(frame)) = timeout(PATIENCE, reply.body.frame()).await {
-        match frame {
-            Ok(frame) if frame.is_data() => return Verdict::Pass("it does".into()),
-            Ok(frame) => {
-                let trailers = frame.into_trailers().unwrap_or_default();
-                let told = trailers.get("grpc-status").and_then(|it| it.to_str().ok());
-                return not_watched(told.unwrap_or_default(), advice);
-            }
-            Err(failure) => return Verdict::Fail(failure.message, advice),
+    match timeout(PATIENCE, reply.body.frame()).await {
+        Ok(Some(Ok(frame))) if frame.is_data() => Verdict::Pass("it does".into()),
+        Ok(Some(Ok(frame))) => {
+            let trailers = frame.into_trailers().unwrap_or_default();
+            let told = trailers.get("grpc-status").and_then(|it| it.to_str().ok());
+            not_watched(told.unwrap_or_default(), advice)
         }
+        Ok(Some(Err(failure))) => Verdict::Fail(failure.message, advice),
+        Ok(None) | Err(_) => Verdict::Fail("nothing came".into(), advice),
     }
-    Verdict::Fail("nothing came".into(), advice)
 }
 
 fn not_watched(status: &str, advice: &'static str) -> Verdict {

@@ -135,8 +135,8 @@ impl Groups {
 fn subtree_name(run_dir: &Path) -> String {
     use sha2::{Digest, Sha256};
     let hash = Sha256::digest(run_dir.as_os_str().as_encoded_bytes());
-    let hex: String = hash[..6].iter().map(|byte| format!("{byte:02x}")).collect();
-    format!("blackhole-{hex}")
+    let number = hash[..6].iter().fold(0_u64, |sum, byte| sum << 8 | u64::from(*byte));
+    format!("blackhole-{number:012x}")
 }
 
 /// Makes the host's subtree in a version 2 hierarchy, with every controller that can be had.

@@ -174,12 +174,11 @@ impl NetworkGrant {
 impl fmt::Display for NetworkGrant {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let (host, at) = match (&self.names, self.net) {
-            (Names::Any, None) => (HostRule::Any, None),
+            (Names::Any | Names::Addresses, None) => (HostRule::Any, None),
             (Names::Any | Names::Addresses, Some(net)) => (HostRule::Net(net), None),
             (Names::Name(name), net) => (HostRule::Name(name.clone()), net),
             (Names::Below(name), net) => (HostRule::Below(name.clone()), net),
             // Addresses come with a block; without one, all of them.
-            (Names::Addresses, None) => (HostRule::Any, None),
         };
         NetworkRule { host, ports: self.ports }.fmt(f)?;
         at.map_or(Ok(()), |net| write!(f, " at {net}"))

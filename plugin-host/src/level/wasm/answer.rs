@@ -200,10 +200,10 @@ async fn one_message(request: Request<Incoming>) -> Result<Bytes, Status> {
         }
         Status::cancelled("the request broke off")
     })?;
-    unframe(collected.to_bytes())
+    unframe(&collected.to_bytes())
 }
 
-fn unframe(bytes: Bytes) -> Result<Bytes, Status> {
+fn unframe(bytes: &Bytes) -> Result<Bytes, Status> {
     let Some(prefix) = bytes.first_chunk::<PREFIX>() else {
         return Err(Status::invalid_argument("the request has no message"));
     };

@@ -78,7 +78,7 @@ pub(crate) struct Inside {
     pub(crate) layers: Vec<String>,
     door: Door,
     ending: watch::Receiver<Ending>,
-    ending: Ender,
+    fuse: Ender,
     closing: CancellationToken,
     tasks: TaskTracker,
     server: Server,
@@ -99,13 +99,13 @@ impl Inside {
     ) -> Self {
         let (door, connections) = mpsc::channel(BACKLOG);
         let (sender, ending) = watch::channel(None);
-        let ending = Ender(Arc::new(sender));
+        let fuse = Ender(Arc::new(sender));
         let closing = CancellationToken::new();
         let tasks = TaskTracker::new();
         let executor = Tasks::new(&tasks, &closing);
-        let server = serve(connections, make(ending.clone()), executor, ending.clone());
+        let server = serve(connections, make(fuse.clone()), executor, fuse.clone());
         let server = Server::Task(AbortOnDropHandle::new(tokio::spawn(server)));
-        Self { layers, door: Door(door), ending, ending, closing, tasks, server }
+        Self { layers, door: Door(door), ending, fuse, closing, tasks, server }
     }
 
     /// The same on a thread of its own with a runtime of its own, which both end with the run.
@@ -116,13 +116,13 @@ impl Inside {
     ) -> io::Result<Self> {
         let (door, connections) = mpsc::channel(BACKLOG);
         let (sender, ending) = watch::channel(None);
-        let ending = Ender(Arc::new(sender));
+        let fuse = Ender(Arc::new(sender));
         let closing = CancellationToken::new();
         let tasks = TaskTracker::new();
         let executor = Tasks::new(&tasks, &closing);
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
         let (over, ended) = oneshot::channel();
-        let (told, until) = (ending.clone(), closing.clone());
+        let (told, until) = (fuse.clone(), closing.clone());
         std::thread::Builder::new().name(format!("plugin-{name}")).spawn(move || {
             runtime.block_on(async {
                 tokio::select! {
@@ -135,7 +135,7 @@ impl Inside {
             let _ = over.send(());
         })?;
         let server = Server::Thread(ended);
-        Ok(Self { layers, door: Door(door), ending, ending, closing, tasks, server })
+        Ok(Self { layers, door: Door(door), ending, fuse, closing, tasks, server })
     }
 
     pub(crate) fn door(&self) -> Door {
@@ -168,7 +168,7 @@ impl Inside {
             }
         };
         let by_itself = timeout(grace.max(LEAST_GRACE), gone).await.is_ok();
-        self.ending.fail("stopped");
+        self.fuse.fail("stopped");
         (End { code: Some(0), signal: None }, by_itself)
     }
 }
@@ -186,12 +186,12 @@ async fn serve<A: Answer>(
     mut connections: mpsc::Receiver<DuplexStream>,
     answer: Arc<A>,
     executor: Tasks,
-    ending: Ender,
+    fuse: Ender,
 ) {
     while let Some(stream) = connections.recv().await {
-        let (answer, ending) = (Arc::clone(&answer), ending.clone());
+        let (answer, fuse) = (Arc::clone(&answer), fuse.clone());
         let service = service_fn(move |request| {
-            let answered = contained(Arc::clone(&answer), request, ending.clone());
+            let answered = contained(Arc::clone(&answer), request, fuse.clone());
             answered.map(Ok::<_, std::convert::Infallible>)
         });
         let connection = http2::Builder::new(executor.clone())
@@ -209,14 +209,14 @@ async fn serve<A: Answer>(
 async fn contained<A: Answer>(
     answer: Arc<A>,
     request: Request<Incoming>,
-    ending: Ender,
+    fuse: Ender,
 ) -> Response<tonic::body::Body> {
     match AssertUnwindSafe(answer.answer(request)).catch_unwind().await {
         Ok(response) => response,
         Err(panic) => {
             let text = panic.downcast_ref::<String>().map(String::as_str);
             let text = text.or_else(|| panic.downcast_ref::<&str>().copied());
-            ending.fail(&format!("panicked: {}", text.unwrap_or("without a message")));
+            fuse.fail(&format!("panicked: {}", text.unwrap_or("without a message")));
             tonic::Status::internal("the plugin panicked during the call").into_http()
         }
     }

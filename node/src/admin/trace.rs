@@ -191,7 +191,7 @@ impl Messages {
 
 /// Who answered after how many attempts, in one sentence.
 fn verdict(service: &ServiceName, steps: &[Step], ended: &Ended) -> String {
-    let chosen = steps.iter().filter_map(|step| match &step.what {
+    let mut chosen = steps.iter().filter_map(|step| match &step.what {
         Event::Chosen { plugin, peer, local, .. } => Some((plugin, peer, *local)),
         _ => None,
     });

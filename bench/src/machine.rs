@@ -17,7 +17,7 @@ impl Ticks {
         let text = fs::read_to_string("/proc/stat").unwrap_or_default();
         let first = text.lines().next().unwrap_or_default();
         let ticks: Vec<u64> =
-            first.split_whitespace().skip(1).take(8).flat_map(str::parse).collect();
+            first.split_whitespace().skip(1).take(8).filter_map(|word| word.parse().ok()).collect();
         // user nice system idle iowait irq softirq steal
         let of = |places: &[usize]| places.iter().flat_map(|at| ticks.get(*at)).sum();
         Self { all: ticks.iter().sum(), worked: of(&[0, 1, 2, 5, 6]), stolen: of(&[7]) }

@@ -399,6 +399,7 @@ fn see() -> Vec<u8> {
 
 /// A node in miniature, to be killed: loads itself as a plugin, and says which processes there
 /// are.
+#[allow(clippy::too_many_lines, reason = "one list of options and what each does")]
 async fn host(arguments: &[String]) {
     use blackhole_plugin_host::{Command, Host, HostConfig, LoadRequest, MeshDoor, Source};
 

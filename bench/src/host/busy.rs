@@ -62,7 +62,7 @@ impl Echo for Chatter {
     async fn say(&self, request: Request<SayRequest>) -> Answer<SayReply> {
         let text = request.into_inner().text;
         let calls = self.calls.fetch_add(1, Ordering::Relaxed) + 1;
-        if calls % CALLS_PER_LINE == 0 {
+        if calls.is_multiple_of(CALLS_PER_LINE) {
             println!(
                 r#"{{"level":"info","message":"answered","fields":{{"calls":{calls},"bytes":{}}}}}"#,
                 text.len()

@@ -108,7 +108,7 @@ fn instance(mut message: &[u8]) -> Option<&[u8]> {
     // Every field of the message is either length-delimited or one varint.
     while let Some((&key, rest)) = message.split_first() {
         let (value, rest) = varint(rest)?;
-        if key & 7 == 0 {
+        if key.trailing_zeros() >= 3 {
             message = rest;
             continue;
         }

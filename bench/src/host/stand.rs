@@ -34,6 +34,7 @@ pub struct Stand {
 }
 
 /// What the host noted of one start, in milliseconds since it began: before anything was spawned.
+#[allow(clippy::struct_field_names, reason = "the names of the log's fields")]
 #[derive(Debug, Clone, Copy, serde::Deserialize)]
 pub struct Steps {
     /// The jail stood and the program was executed.

@@ -260,7 +260,7 @@ mod tests {
 
     #[test]
     fn a_request_is_exactly_one_plain_message() {
-        let told = |bytes: &'static [u8]| unframe(Bytes::from_static(bytes));
+        let told = |bytes: &'static [u8]| unframe(&Bytes::from_static(bytes));
         assert_eq!(told(&[0, 0, 0, 0, 2, 7, 8]).expect("whole"), Bytes::from_static(&[7, 8]));
         assert_eq!(told(&[]).expect_err("none").code(), Code::InvalidArgument);
         assert_eq!(told(&[0, 255, 255, 255, 255]).expect_err("cut").code(), Code::InvalidArgument);

@@ -19,7 +19,7 @@ impl Ticks {
         let ticks: Vec<u64> =
             first.split_whitespace().skip(1).take(8).filter_map(|word| word.parse().ok()).collect();
         // user nice system idle iowait irq softirq steal
-        let of = |places: &[usize]| places.iter().flat_map(|at| ticks.get(*at)).sum();
+        let of = |places: &[usize]| places.iter().filter_map(|at| ticks.get(*at)).sum();
         Self { all: ticks.iter().sum(), worked: of(&[0, 1, 2, 5, 6]), stolen: of(&[7]) }
     }
 

@@ -283,7 +283,7 @@ proptest! {
     ) {
         let base = Policy { allow: allow.clone(), deny: deny.clone() };
         let before = allowed(&meet(&asked, &base));
-        let with = |list: &[Permission]| [list, &[more.clone()]].concat();
+        let with = |list: &[Permission]| [list, std::slice::from_ref(&more)].concat();
         let wider = [
             meet(&with(&asked), &base),
             meet(&asked, &Policy { allow: with(&allow), deny: deny.clone() }),

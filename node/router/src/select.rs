@@ -34,7 +34,7 @@ pub struct Seen<'a> {
     pub view: View,
 }
 
-/// What a policy makes of a candidate; the same for every call.
+/// What a policy makes of a candidate; the same for every call. The default is nothing special.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Traits {
     /// Stands for its peer and plugin, the same in every run and at every peer.
@@ -43,6 +43,12 @@ pub struct Traits {
     pub weight: u32,
     /// Only used where no other is healthy.
     pub backup: bool,
+}
+
+impl Default for Traits {
+    fn default() -> Self {
+        Self { identity: 0, weight: 1, backup: false }
+    }
 }
 
 impl Traits {

@@ -15,12 +15,7 @@ use protocol::{
     service::ServiceName,
 };
 
-use crate::{
-    book::Book,
-    gauge::Gauge,
-    policy::{Policies, Policy},
-    select::Traits,
-};
+use crate::{book::Book, gauge::Gauge, policy::Policies, select::Traits};
 
 /// One provider of one service: a running plugin, here or on another peer.
 #[derive(Debug, Clone, PartialEq)]
@@ -82,14 +77,13 @@ impl Table {
     /// itself and are never routed by name.
     pub fn new(offers: impl IntoIterator<Item = (ServiceName, Candidate)>) -> Self {
         let mut table = Self::default();
-        let (policy, now) = (Arc::new(Policy::default()), 0);
-        let book = Arc::new(Book::new(Arc::clone(&policy), now));
+        // Both are the service's own once the table is published.
+        let (book, traits) = (Arc::new(Book::new(Arc::default(), 0)), Traits::default());
         for (service, candidate) in offers {
             if service.is_infrastructure() {
                 continue;
             }
             let gauge = table.gauges.entry((candidate.peer, candidate.instance)).or_default();
-            let traits = Traits::of(&candidate, &policy);
             let row = Row { gauge: Arc::clone(gauge), candidate, traits };
             let new = || Entry { rows: Vec::new(), book: Arc::clone(&book) };
             table.services.entry(service).or_insert_with(new).rows.push(row);
@@ -129,7 +123,8 @@ impl Table {
             }
         }
         for (service, entry) in &mut self.services {
-            entry.book = match previous.services.get(service) {
+            let old = previous.services.get(service);
+            entry.book = match old {
                 Some(old) => Arc::clone(&old.book),
                 None => Arc::new(Book::new(Arc::clone(policies.of(service)), now)),
             };
@@ -138,9 +133,25 @@ impl Table {
                 if let Some(gauge) = self.gauges.get(&key) {
                     row.gauge = Arc::clone(gauge);
                 }
-                row.traits = Traits::of(&row.candidate, entry.book.policy());
+                row.traits = match old.and_then(|old| old.row_of(&row.candidate)) {
+                    Some(known) => known.traits,
+                    None => Traits::of(&row.candidate, entry.book.policy()),
+                };
             }
         }
+    }
+}
+
+impl Entry {
+    /// The row of whom policies know as they know `candidate`, so that its traits are the same:
+    /// writing peer ids out for every row of every table costs more than all else about it.
+    fn row_of(&self, candidate: &Candidate) -> Option<&Row> {
+        let key = |it: &Candidate| (it.peer, it.instance);
+        let at = self.rows.binary_search_by_key(&key(candidate), |row| key(&row.candidate)).ok()?;
+        let row = &self.rows[at];
+        let same =
+            row.candidate.plugin == candidate.plugin && row.candidate.labels == candidate.labels;
+        same.then_some(row)
     }
 }
 
@@ -193,6 +204,22 @@ mod tests {
         assert_eq!(counts(&new), [0, 1]);
         drop(in_flight);
         assert_eq!(counts(&new), [0, 0]);
+    }
+
+    #[test]
+    fn traits_follow_a_provider_from_table_to_table_and_change_with_its_labels() {
+        use crate::policy::WEIGHT_LABEL;
+        let service: ServiceName = "demo.v1.Counter".parse().expect("a service name");
+        let (policies, policy) = (Policies::default(), crate::Policy::default());
+        let mut table = Table::default();
+        for weight in ["2", "2", "3"] {
+            let mut offer = offer("demo.v1.Counter", 1, 1);
+            offer.1.labels.insert(WEIGHT_LABEL.into(), weight.into());
+            let mut next = Table::new([offer.clone()]);
+            next.inherit(&table, &policies, 0);
+            assert_eq!(next.rows(&service)[0].traits, Traits::of(&offer.1, &policy), "{weight}");
+            table = next;
+        }
     }
 
     #[test]

@@ -23,6 +23,7 @@ mod late;
 mod local;
 mod log;
 mod meters;
+mod pace;
 mod repeatable;
 mod run;
 mod services;

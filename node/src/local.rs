@@ -8,25 +8,28 @@ use bytes::Bytes;
 use plugin_host::ReadyPlugin;
 use protocol::{id::InstanceId, service::ServiceName};
 
-/// The plugins that answer calls here, by run.
+/// The plugins that answer calls here, by run. Shared, so that a change costs one pointer for each.
+type Plugins = BTreeMap<InstanceId, Arc<ReadyPlugin>>;
+
+/// The plugins that answer calls here.
 #[derive(Clone, Default)]
-pub struct LocalPlugins(Arc<ArcSwap<BTreeMap<InstanceId, ReadyPlugin>>>);
+pub struct LocalPlugins(Arc<ArcSwap<Plugins>>);
 
 impl LocalPlugins {
     /// All of them, as they are now.
-    pub fn all(&self) -> Arc<BTreeMap<InstanceId, ReadyPlugin>> {
+    pub fn all(&self) -> Arc<Plugins> {
         self.0.load_full()
     }
 
     /// Adds a run. Only the node's loop calls it.
     pub fn insert(&self, plugin: ReadyPlugin) {
         let mut all = BTreeMap::clone(&self.0.load());
-        all.insert(plugin.instance, plugin);
+        all.insert(plugin.instance, Arc::new(plugin));
         self.0.store(Arc::new(all));
     }
 
     /// Removes a run. Only the node's loop calls it.
-    pub fn remove(&self, instance: InstanceId) -> Option<ReadyPlugin> {
+    pub fn remove(&self, instance: InstanceId) -> Option<Arc<ReadyPlugin>> {
         let mut all = BTreeMap::clone(&self.0.load());
         let removed = all.remove(&instance);
         self.0.store(Arc::new(all));

@@ -39,6 +39,7 @@ use crate::{
     local::LocalPlugins,
     log,
     meters::PluginMeters,
+    pace::{Pace, until},
     services,
     signals::{Signals, Told},
     sockets::{SocketFiles, Sockets},
@@ -180,6 +181,7 @@ impl Build {
             notices,
             steps,
             tables,
+            routes: Pace::default(),
             servers,
             signals,
             _files: Arc::clone(&sockets.files),
@@ -266,6 +268,7 @@ struct Running {
     notices: tokio::sync::broadcast::Receiver<Notice>,
     steps: tokio::sync::broadcast::Receiver<Transition>,
     tables: watch::Sender<u64>,
+    routes: Pace,
     servers: TaskTracker,
     signals: Signals,
     _files: Arc<SocketFiles>,
@@ -334,8 +337,9 @@ impl Running {
                     Some(event) => self.plugin_changed(event).await,
                     None => anyhow::bail!("the plugin host ended by itself; this is a fault of ours"),
                 },
+                () = until(self.routes.due()) => self.publish_routes(),
                 news = changes.changed() => match news {
-                    Ok(()) => self.publish_routes(),
+                    Ok(()) => self.routes.ask(Instant::now()),
                     Err(_) => anyhow::bail!("the peer ended by itself; this is a fault of ours"),
                 },
                 taken = self.steps.recv() => {
@@ -354,14 +358,15 @@ impl Running {
         Ok(())
     }
 
-    async fn plugin_changed(&self, event: HostEvent) {
+    async fn plugin_changed(&mut self, event: HostEvent) {
         let knowledge = &self.node.knowledge;
+        self.routes.ask(Instant::now());
         match event {
             HostEvent::Ready(plugin) => {
                 self.voice.say(&Say::Plugin { name: &plugin.name, state: "running", detail: "" });
                 let offer = knowledge.announcement(&plugin);
                 knowledge.local().insert(plugin);
-                self.publish_routes();
+                self.publish_if_due();
                 if let Err(refused) = self.peer.announce(offer).await {
                     self.voice.say(&Say::Warning(&refused.to_string()));
                 }
@@ -369,15 +374,24 @@ impl Running {
             HostEvent::Gone { name, instance, reason } => {
                 self.voice.say(&Say::Plugin { name: &name, state: "gone", detail: &reason });
                 knowledge.local().remove(instance);
-                self.publish_routes();
+                self.publish_if_due();
                 self.peer.withdraw(instance).await;
             }
         }
     }
 
-    fn publish_routes(&self) {
+    /// Callers do not wait for what follows.
+    fn publish_if_due(&mut self) {
+        if self.routes.due().is_some_and(|due| due <= Instant::now()) {
+            self.publish_routes();
+        }
+    }
+
+    fn publish_routes(&mut self) {
+        let begun = Instant::now();
         self.node.router.publish(self.node.knowledge.table());
         self.tables.send_modify(|count| *count += 1);
+        self.routes.done(begun, Instant::now());
     }
 
     /// Says what of a plugin's life is not said by its routes coming and going.

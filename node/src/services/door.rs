@@ -111,7 +111,7 @@ impl Door {
         Self { name: name.into(), invoke, local, tables, stop }
     }
 
-    fn runs(&self) -> Vec<ReadyPlugin> {
+    fn runs(&self) -> Vec<Arc<ReadyPlugin>> {
         let all = self.local.all();
         all.values().filter(|plugin| *plugin.name == *self.name).cloned().collect()
     }

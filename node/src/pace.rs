@@ -1,8 +1,9 @@
 //! When to do again what grows with everything there is: at once while it is cheap, at a bounded
 //! share of the time when it is not.
 //!
-//! [`Pace`] decides only, time is an argument; [`until`] waits for what it decided. A thousand plugins that become ready one after another would
-//! otherwise have the whole table of routes built a thousand times, for nobody.
+//! [`Pace`] decides only, time is an argument; [`until`] waits for what it decided. A thousand
+//! plugins that become ready one after another would otherwise have the whole table of routes built
+//! a thousand times, for nobody.
 
 use std::time::{Duration, Instant};
 

@@ -2,6 +2,7 @@
 //! and by the operator, who changes it while it runs.
 
 use std::{
+    collections::BTreeMap,
     io,
     path::{Path, PathBuf},
     sync::Arc,
@@ -22,13 +23,13 @@ use launcher::JailSpec;
 
 /// Directories and files that are looked at when disk use is measured, and that a plugin's own
 /// directories may hold: nobody's tree may cost the node its time, or hide what is in it.
-pub(crate) const ENTRIES_MAX: usize = 10_000;
+pub const DISK_ENTRIES_MAX: usize = 10_000;
 
 /// The control groups and means of a host, and how it gives them out.
 pub(crate) struct Warden {
     pub(crate) groups: Groups,
     means: Means,
-    group_needs: Vec<(String, Vec<Need>)>,
+    group_needs: BTreeMap<String, Vec<Need>>,
 }
 
 impl Warden {
@@ -61,10 +62,10 @@ impl Warden {
     }
 
     fn cage(&self, seat: &Seat, plan: &Plan) -> io::Result<Option<Cage>> {
-        let shared = seat.group.as_deref().map(|name| {
-            let needs = self.group_needs.iter().find(|(known, _)| known == name);
-            (name, needs.map(|(_, needs)| needs.as_slice()).unwrap_or_default())
-        });
+        let shared = seat
+            .group
+            .as_deref()
+            .map(|name| (name, self.group_needs.get(name).map(Vec::as_slice).unwrap_or_default()));
         // A group without limits of its own is no level of the tree.
         let shared = shared.filter(|(_, needs)| !needs.is_empty());
         Cage::new(&self.groups, shared, &seat.key(), &plan.needs)
@@ -354,7 +355,7 @@ fn set_rlimits(init: u32, plan: &Plan) -> io::Result<()> {
 }
 
 /// Bytes that the files below `directory` take on disk, `None` where they are more than
-/// [`ENTRIES_MAX`]. Symbolic links are not followed.
+/// [`DISK_ENTRIES_MAX`]. Symbolic links are not followed.
 pub(crate) fn disk_use(directory: &Path) -> Option<u64> {
     use std::os::unix::fs::MetadataExt;
     let mut bytes = 0;
@@ -364,7 +365,7 @@ pub(crate) fn disk_use(directory: &Path) -> Option<u64> {
         let Ok(listed) = std::fs::read_dir(&next) else { continue };
         for entry in listed.flatten() {
             entries += 1;
-            if entries > ENTRIES_MAX {
+            if entries > DISK_ENTRIES_MAX {
                 return None;
             }
             let Ok(metadata) = entry.metadata() else { continue };

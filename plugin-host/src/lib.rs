@@ -17,6 +17,7 @@
 //!   instance. `cgroup`: control groups.
 //! - `channel`: calls. `logs`, `stats`: what is seen of it.
 //! - `permissions`: what a plugin asks for and the operator allows. `egress`: its way out.
+//! - `tokens`: how often anything may happen (pure).
 //! - `plugin`: the supervisor of one instance of a plugin. `siblings`: those of one group.
 //! - `host`: the owner of all supervisors.
 
@@ -50,7 +51,9 @@ pub mod source;
 mod spawner;
 mod stats;
 pub mod status;
+mod tokens;
 
+pub use allowance::DISK_ENTRIES_MAX;
 pub use config::{
     BuiltIn, CgroupPolicy, GroupConfig, HealthCheck, HostConfig, LayerPolicy, NamespacePolicy,
 };

@@ -17,6 +17,8 @@ use serde::Serialize;
 use serde_json::{Map, Value};
 use tokio::{net::unix::pipe, sync::broadcast};
 
+use crate::tokens::Tokens;
+
 /// Bytes of one line; what is longer is cut and says so. Long enough for a stack trace in JSON.
 pub const LINE_BYTES_MAX: usize = 16 * 1024;
 
@@ -128,8 +130,7 @@ struct Ring {
     records: VecDeque<Arc<LogRecord>>,
     lost: u64,
     lost_untold: u64,
-    allowance: f64,
-    allowance_at: Instant,
+    lines: Tokens,
     /// Only while somebody follows: its queue is tens of kilobytes, and most logs are never
     /// followed.
     live: Option<broadcast::Sender<Arc<LogRecord>>>,
@@ -142,8 +143,7 @@ impl Logs {
             records: VecDeque::new(),
             lost: 0,
             lost_untold: 0,
-            allowance: LINES_BURST,
-            allowance_at: Instant::now(),
+            lines: Tokens::full(LINES_PER_SECOND, LINES_BURST, Instant::now()),
             live: None,
         };
         Self {
@@ -197,7 +197,7 @@ impl Logs {
     /// Notes a line that the plugin said at `now`.
     pub fn line(&self, stream: LogStream, pid: u32, line: &str, now: Instant) {
         let mut ring = self.inner.ring.lock();
-        if !ring.allows(now) {
+        if !ring.lines.take_one(now) {
             ring.lost += 1;
             ring.lost_untold += 1;
             return;
@@ -248,17 +248,6 @@ impl Ring {
     fn tail(&self, count: usize) -> Vec<Arc<LogRecord>> {
         let skip = if count == 0 { 0 } else { self.records.len().saturating_sub(count) };
         self.records.iter().skip(skip).cloned().collect()
-    }
-
-    fn allows(&mut self, now: Instant) -> bool {
-        let since = now.saturating_duration_since(self.allowance_at).as_secs_f64();
-        self.allowance_at = now.max(self.allowance_at);
-        self.allowance = (self.allowance + since * LINES_PER_SECOND).min(LINES_BURST);
-        let allows = self.allowance >= 1.0;
-        if allows {
-            self.allowance -= 1.0;
-        }
-        allows
     }
 }
 

@@ -1,41 +1,15 @@
 //! Loading and unloading, again and again, leaves the host as it was. Alone in its process, so
 //! that nothing else opens or closes descriptors meanwhile.
 
+mod support;
+
 use std::{
-    os::unix::net::UnixListener,
-    path::Path,
     sync::Arc,
     time::{Duration, Instant},
 };
 
-use blackhole_plugin_host::{
-    Command, Host, HostConfig, LoadRequest, MeshDoor, Source, permissions::Access,
-};
-use protocol::ports::{Store, StoreError};
-
-struct Door;
-
-impl MeshDoor for Door {
-    fn open(&self, _: &str, _: Arc<Access>, listener: UnixListener) -> Box<dyn Send> {
-        Box::new(listener)
-    }
-}
-
-struct Nothing;
-
-impl Store for Nothing {
-    fn get(&self, _: &[u8]) -> Result<Option<Vec<u8>>, StoreError> {
-        Ok(None)
-    }
-
-    fn write(&self, _: Vec<(Vec<u8>, Option<Vec<u8>>)>) -> Result<(), StoreError> {
-        Ok(())
-    }
-
-    fn scan(&self, _: &[u8], _: usize) -> Result<Vec<(Vec<u8>, Vec<u8>)>, StoreError> {
-        Ok(Vec::new())
-    }
-}
+use blackhole_plugin_host::{Command, Host, HostConfig, LoadRequest, Source};
+use support::{Door, Memory, probe_program};
 
 fn count(path: &str) -> usize {
     std::fs::read_dir(path).expect("readable").count()
@@ -43,13 +17,12 @@ fn count(path: &str) -> usize {
 
 #[tokio::test]
 async fn thirty_loads_and_unloads_leave_descriptors_threads_and_processes_as_they_were() {
-    let test = std::env::current_exe().expect("known");
-    let program = test.parent().and_then(Path::parent).expect("deps").join("examples/probe");
+    let program = probe_program();
     let directory = tempfile::tempdir().expect("made");
     let mut config = HostConfig::new(directory.path().join("run"), directory.path().join("data"));
     config.launcher = vec![program.clone().into(), "__launch".into()];
     let (host, mut events) =
-        Host::start(config, Arc::new(Nothing), Arc::new(Door)).await.expect("starts");
+        Host::start(config, Arc::new(Memory::default()), Arc::new(Door)).await.expect("starts");
     let drain = tokio::spawn(async move { while events.recv().await.is_some() {} });
     let mut starts = Vec::new();
     let mut stops = Vec::new();

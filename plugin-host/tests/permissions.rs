@@ -1,62 +1,30 @@
 //! Permissions on real processes in real jails: what is granted works, what is not is refused,
 //! counted and said. Every refusal has its positive control.
 
+mod support;
+
 use std::{
     io::{BufRead, BufReader, Read, Write},
     net::{SocketAddr, TcpListener, TcpStream},
-    os::unix::{fs::MetadataExt, net::UnixListener},
-    path::{Path, PathBuf},
+    os::unix::fs::MetadataExt,
+    path::Path,
     sync::{Arc, mpsc},
     time::{Duration, Instant},
 };
 
 use blackhole_plugin_host::{
-    Command, Host, HostConfig, HostEvent, LoadRequest, MeshDoor, PluginStatus, Source,
-    permissions::{Access, Grants},
+    Command, Host, HostConfig, HostEvent, LoadRequest, PluginStatus, Source, permissions::Grants,
 };
-use bytes::Bytes;
-use http_body_util::BodyExt;
 use protocol::{
     id::InstanceId,
     manifest::{Permission, permission::Kind},
-    ports::{Body, Call, CallHead, Caller, Locality, Store, StoreError},
 };
 use serde_json::{Value, json};
+use support::{Door, Memory, body, call, message as framed, probe_program};
 use tokio::time::timeout;
 
 /// Longer than any test needs on a machine that is busy compiling.
 const PATIENCE: Duration = Duration::from_secs(60);
-
-struct Door;
-
-impl MeshDoor for Door {
-    fn open(&self, _: &str, _: Arc<Access>, listener: UnixListener) -> Box<dyn Send> {
-        Box::new(listener)
-    }
-}
-
-struct Nothing;
-
-impl Store for Nothing {
-    fn get(&self, _: &[u8]) -> Result<Option<Vec<u8>>, StoreError> {
-        Ok(None)
-    }
-
-    fn write(&self, _: Vec<(Vec<u8>, Option<Vec<u8>>)>) -> Result<(), StoreError> {
-        Ok(())
-    }
-
-    fn scan(&self, _: &[u8], _: usize) -> Result<Vec<(Vec<u8>, Vec<u8>)>, StoreError> {
-        Ok(Vec::new())
-    }
-}
-
-fn probe_program() -> PathBuf {
-    let test = std::env::current_exe().expect("known");
-    let program = test.parent().and_then(Path::parent).expect("deps").join("examples/probe");
-    assert!(program.is_file(), "{} is built with the tests", program.display());
-    program
-}
 
 fn read(list: &[&str]) -> Vec<Permission> {
     list.iter().map(|text| text.parse().unwrap_or_else(|error| panic!("{error}"))).collect()
@@ -82,7 +50,7 @@ impl Jailed {
         let grants = Grants { allow: read(allow), deny: read(deny) };
         config.permissions.grants.insert("probe".into(), grants);
         let (host, mut events) =
-            Host::start(config, Arc::new(Nothing), Arc::new(Door)).await.expect("starts");
+            Host::start(config, Arc::new(Memory::default()), Arc::new(Door)).await.expect("starts");
         let source = Source::Exec(Command {
             argv: vec![probe_program().display().to_string()],
             permissions: asked.iter().map(ToString::to_string).collect(),
@@ -110,27 +78,11 @@ impl Jailed {
     }
 
     async fn invoke(&self, method: &str, message: &[u8]) -> Value {
-        let mut framed = vec![0];
-        framed.extend((message.len() as u32).to_be_bytes());
-        framed.extend(message);
-        let body = http_body_util::Full::new(Bytes::from(framed));
-        let mut metadata = http::HeaderMap::new();
-        let grpc = http::HeaderValue::from_static("application/grpc+proto");
-        metadata.insert("content-type", grpc);
-        let head = CallHead {
-            path: format!("/probe.v1.Probe/{method}").parse().expect("a path"),
-            metadata,
-            deadline: None,
-            locality: Locality::Local,
-            caller: Caller::Operator,
-        };
         let channel = self.host.channels().reach(self.instance, Instant::now() + PATIENCE).await;
-        let call = Call { head, body: Body::new(body.map_err(|never| match never {})) };
-        let reply = channel.expect("ready").invoke(call);
+        let reply = channel.expect("ready").invoke(call(method, body(framed(message)), None));
         let reply = timeout(PATIENCE, reply).await.expect("in time").expect("answered");
-        let collected = timeout(PATIENCE, reply.body.collect()).await.expect("in time");
-        let bytes = collected.expect("no failure of the mesh").to_bytes();
-        serde_json::from_slice(&bytes[5..]).expect("JSON")
+        let answer = timeout(PATIENCE, support::read(reply)).await.expect("in time");
+        serde_json::from_slice(&answer.messages[0]).expect("JSON")
     }
 
     /// What the plugin was told, or why not.

@@ -171,25 +171,27 @@ impl fmt::Display for Residue {
     }
 }
 
-/// Control groups of instances of the plugin `name` on any node here, in every hierarchy: a name
-/// that no other test uses is needed to tell whose they are.
-pub fn control_groups(name: &str) -> Vec<PathBuf> {
-    /// The hierarchy, the node's group, the plugin's: beyond, only delegation adds some.
-    const DEPTH: usize = 8;
+/// Control groups of instances of the plugin `name`, in every hierarchy, of the node that runs
+/// process `of`, which must be one of its plugins with a control group.
+pub fn control_groups(of: u32, name: &str) -> Vec<PathBuf> {
+    let text = fs::read_to_string(format!("/proc/{of}/cgroup")).unwrap_or_default();
+    let mut parts = text.lines().flat_map(|line| line.split('/'));
+    let Some(node) = parts.find(|part| part.starts_with("blackhole-")) else { return Vec::new() };
     let mut found = Vec::new();
-    let mut next = vec![(PathBuf::from("/sys/fs/cgroup"), 0)];
-    while let Some((dir, depth)) = next.pop() {
+    let mut next = vec![PathBuf::from("/sys/fs/cgroup")];
+    while let Some(dir) = next.pop() {
+        let of_node = dir.file_name().is_some_and(|name| name == node);
         for entry in fs::read_dir(&dir).into_iter().flatten().flatten() {
-            if !entry.file_type().is_ok_and(|kind| kind.is_dir()) || depth == DEPTH {
+            if !entry.file_type().is_ok_and(|kind| kind.is_dir()) {
                 continue;
             }
             let own = entry.file_name().to_str().is_some_and(|found| {
                 found == name || found.strip_prefix(name).is_some_and(|end| end.starts_with('.'))
             });
-            if own {
+            if of_node && own {
                 found.push(entry.path());
             }
-            next.push((entry.path(), depth + 1));
+            next.push(entry.path());
         }
     }
     found.sort();

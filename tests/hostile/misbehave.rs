@@ -57,9 +57,10 @@ impl Victim {
     }
 
     async fn nothing_is_left_of(&self, name: &str) {
+        let counter = self.node.plugin("counter").await.must().pid;
         until(&format!("nothing is left of {name}"), TOLD_WITHIN, || async {
             let run = self.node.setup().run_dir().join("plugins").join(name);
-            let (left, groups) = (self.processes(name), residue::control_groups(name));
+            let (left, groups) = (self.processes(name), residue::control_groups(counter, name));
             if left.is_empty() && groups.is_empty() && !run.exists() {
                 Ok(())
             } else {
@@ -109,7 +110,6 @@ async fn a_leak_of_descriptors_ends_at_its_bound() {
     victim.rid_of("leaks").await;
 }
 
-#[ignore = "under load the flooding plugin fails its own health check, and the node says so"]
 #[tokio::test]
 async fn a_flood_of_log_lines_is_counted_and_not_kept() {
     let victim = Victim::start().await;
@@ -118,7 +118,8 @@ async fn a_flood_of_log_lines_is_counted_and_not_kept() {
     victim.trick("long-line", 64 << 20).await;
     let plugin = victim.told("talker", |plugin| plugin.logs_lost > 100_000).await;
     println!("log flood: {} lines lost", plugin.logs_lost);
-    victim.is_well("a flood of log lines").await;
+    // Where cores are few, it has none left to answer for its own health.
+    victim.is_well_but_for("a flood of log lines", "talker").await;
     victim.rid_of("talker").await;
 }
 
@@ -230,7 +231,6 @@ async fn a_plugin_that_closes_its_socket_is_noticed_and_started_again() {
 /// many; the benchmark `bench/src/host` tells what they cost it.
 const AT_ONCE: u32 = 1_000;
 
-#[ignore = "control groups of a thousand instances outlive their plugin by more than a minute"]
 #[tokio::test]
 async fn a_thousand_culprits_at_once_leave_the_others_served() {
     let at_once = std::env::var("BH_MISFITS").ok().and_then(|count| count.parse().ok());
@@ -275,7 +275,8 @@ async fn a_thousand_culprits_at_once_leave_the_others_served() {
     for _ in 0..200 {
         victim.answers().await;
     }
-    victim.is_well("a thousand culprits").await;
+    // Some are ill and some given up, and that is said.
+    victim.is_well_but_for("a thousand culprits", "culprit").await;
     println!("{most} processes at once");
     for number in 0..kinds.len() {
         victim.node.unload(&format!("culprit{number}")).await.must();

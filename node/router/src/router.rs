@@ -146,6 +146,14 @@ impl Router {
         self.shared.table.load_full()
     }
 
+    /// Waits until calls find the run `instance` of a plugin under `service`. Whoever loads a plugin
+    /// and is told so may call it: the table has one writer, who learns of the plugin on its own.
+    pub async fn finds(&self, service: &ServiceName, instance: InstanceId) {
+        let found = |_: &u64| self.table().candidates(service).any(|it| it.instance == instance);
+        // The sender is this router's own: it cannot be gone.
+        let _ = self.shared.published.subscribe().wait_for(found).await;
+    }
+
     /// The router for calls that come from other peers: only this node's own plugins answer, and
     /// nothing is looked up.
     pub fn local_only(&self) -> Arc<dyn Invoke> {

@@ -30,6 +30,9 @@ use tonic::{Request, Response, Status};
 
 use crate::{config::Settings, knowledge::Knowledge, store::Database, usage::Usage, voice::Ready};
 
+/// How long a plugin that is ready may take to be found by calls, before its load is answered.
+const ROUTED_WITHIN: Duration = Duration::from_secs(1);
+
 /// Everything the service shows or passes requests to.
 pub struct Node {
     pub settings: Settings,
@@ -72,6 +75,15 @@ impl Admin for AdminService {
     ) -> Answer<api::PluginLoadResponse> {
         let request = load_request(request.into_inner())?;
         let loaded = self.0.host.load(request).await.map_err(|error| refused(&error))?;
+        if let Some(instance) = loaded.instance {
+            let found = async {
+                for service in &loaded.services {
+                    self.0.router.finds(service, instance).await;
+                }
+            };
+            // It may have ended meanwhile; its status says so.
+            let _ = tokio::time::timeout(ROUTED_WITHIN, found).await;
+        }
         let plugin = Some(show::plugin(&self.0, loaded));
         Ok(Response::new(api::PluginLoadResponse { plugin }))
     }

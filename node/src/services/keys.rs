@@ -21,8 +21,10 @@ use serde_json::{Value, json};
 /// Bytes of one file: a name of 64 characters, escaped, and 64 digits.
 const FILE_BYTES_MAX: u64 = 4_096;
 
-/// Identities that one node holds; each is a name and 32 bytes, all of them in memory.
-pub const IDENTITIES_MAX: usize = 100_000;
+/// Identities that one node holds; each is a name and 32 bytes, all of them in memory, and a file.
+/// The host ends a plugin whose directories hold more than [`plugin_host::DISK_ENTRIES_MAX`].
+pub const IDENTITIES_MAX: usize = 8_192;
+const _: () = assert!(IDENTITIES_MAX < plugin_host::DISK_ENTRIES_MAX);
 
 /// Characters of a name.
 pub const NAME_CHARS_MAX: usize = 64;

@@ -2,6 +2,8 @@
 
 use std::time::{Duration, Instant};
 
+use crate::tokens::Tokens;
+
 /// What may pass at once, as a part of a second's share: smooth enough for streams, rare enough
 /// to cost nothing.
 const BURST_SECONDS: f64 = 0.1;
@@ -14,37 +16,31 @@ const CHUNK_BYTES: f64 = 1_460.0;
 
 /// A bound on bytes per second.
 #[derive(Debug)]
-pub(crate) struct Bucket {
-    per_second: f64,
-    left: f64,
-    at: Instant,
-}
+pub(crate) struct Bucket(Tokens);
 
 impl Bucket {
     /// A full one.
     pub(crate) fn new(bytes_per_second: u64, now: Instant) -> Self {
         let per_second = bytes_per_second.max(1) as f64;
-        Self { per_second, left: burst(per_second), at: now }
+        Self(Tokens::full(per_second, burst(per_second), now))
     }
 
     /// Takes up to `wanted` bytes, which must not be 0, or says how long to wait for some.
     pub(crate) fn take(&mut self, wanted: usize, now: Instant) -> Result<usize, Duration> {
-        let since = now.saturating_duration_since(self.at).as_secs_f64();
-        self.at = now.max(self.at);
-        self.left = (self.left + since * self.per_second).min(burst(self.per_second));
+        let left = self.0.left(now);
         let enough = CHUNK_BYTES.min(wanted as f64);
         // A tenth of a byte less than enough is no reason to wait for a nanosecond.
-        if self.left + 0.1 < enough {
-            return Err(Duration::from_secs_f64((enough - self.left) / self.per_second));
+        if left + 0.1 < enough {
+            return Err(Duration::from_secs_f64((enough - left) / self.0.per_second()));
         }
-        let taken = wanted.min((self.left + 0.1) as usize);
-        self.left -= taken as f64;
+        let taken = wanted.min((left + 0.1) as usize);
+        self.0.spend(taken as f64);
         Ok(taken)
     }
 
     /// Returns bytes that were taken and not used.
     pub(crate) fn give_back(&mut self, bytes: usize) {
-        self.left = (self.left + bytes as f64).min(burst(self.per_second));
+        self.0.give_back(bytes as f64);
     }
 }
 

@@ -163,9 +163,10 @@ impl Host {
         let resources = wish.over(&program.manifest.resources);
         let allowance = Allowance::new(seat.clone(), Arc::clone(&inner.warden), resources);
         status.memory_limit_bytes = allowance.memory_limit();
-        status.mechanisms = allowance.mechanisms();
         access.set_bandwidth(allowance.network_bandwidth());
-        if program.manifest.isolation != Isolation::Process {
+        if program.manifest.isolation == Isolation::Process {
+            status.mechanisms = allowance.mechanisms();
+        } else {
             status.isolation = program.manifest.isolation.to_string();
             status.mechanisms = level::mechanisms(&program.manifest);
         }

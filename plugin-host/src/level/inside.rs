@@ -3,7 +3,7 @@
 //! It is called through the same channel as a process, so that deadlines, bounds and failures are
 //! the same. Refuses: to be a boundary of its own. What holds the code is the level's business.
 
-use std::{io, panic::AssertUnwindSafe, sync::Arc, time::Duration};
+use std::{convert::Infallible, io, panic::AssertUnwindSafe, sync::Arc, time::Duration};
 
 use futures::{FutureExt, future::BoxFuture};
 use http::{Request, Response};
@@ -73,6 +73,9 @@ impl Door {
     }
 }
 
+/// Connections to a run that were not accepted yet.
+type Connections = mpsc::Receiver<DuplexStream>;
+
 /// A run within this process. Dropping it ends it.
 pub(crate) struct Inside {
     pub(crate) layers: Vec<String>,
@@ -97,15 +100,12 @@ impl Inside {
         layers: Vec<String>,
         make: impl FnOnce(Ender) -> Arc<A>,
     ) -> Self {
-        let (door, connections) = mpsc::channel(BACKLOG);
-        let (sender, ending) = watch::channel(None);
-        let fuse = Ender(Arc::new(sender));
-        let closing = CancellationToken::new();
-        let tasks = TaskTracker::new();
-        let executor = Tasks::new(&tasks, &closing);
-        let server = serve(connections, make(fuse.clone()), executor, fuse.clone());
-        let server = Server::Task(AbortOnDropHandle::new(tokio::spawn(server)));
-        Self { layers, door: Door(door), ending, fuse, closing, tasks, server }
+        let Ok(inside) = Self::served(layers, |connections, executor, fuse, _| {
+            let server = serve(connections, make(fuse.clone()), executor, fuse);
+            let server = Server::Task(AbortOnDropHandle::new(tokio::spawn(server)));
+            Ok::<_, Infallible>(server)
+        });
+        inside
     }
 
     /// The same on a thread of its own with a runtime of its own, which both end with the run.
@@ -114,27 +114,36 @@ impl Inside {
         layers: Vec<String>,
         answer: Arc<A>,
     ) -> io::Result<Self> {
+        Self::served(layers, |connections, executor, fuse, until| {
+            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+            let (over, ended) = oneshot::channel();
+            std::thread::Builder::new().name(format!("plugin-{name}")).spawn(move || {
+                runtime.block_on(async {
+                    tokio::select! {
+                        () = until.cancelled() => {}
+                        () = serve(connections, answer, executor, fuse) => {}
+                    }
+                });
+                drop(runtime);
+                // Whoever waits for the thread may have given up.
+                let _ = over.send(());
+            })?;
+            Ok(Server::Thread(ended))
+        })
+    }
+
+    /// A run whose connections `serve` has accepted until the token is cancelled.
+    fn served<E>(
+        layers: Vec<String>,
+        serve: impl FnOnce(Connections, Tasks, Ender, CancellationToken) -> Result<Server, E>,
+    ) -> Result<Self, E> {
         let (door, connections) = mpsc::channel(BACKLOG);
         let (sender, ending) = watch::channel(None);
         let fuse = Ender(Arc::new(sender));
         let closing = CancellationToken::new();
         let tasks = TaskTracker::new();
         let executor = Tasks::new(&tasks, &closing);
-        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-        let (over, ended) = oneshot::channel();
-        let (told, until) = (fuse.clone(), closing.clone());
-        std::thread::Builder::new().name(format!("plugin-{name}")).spawn(move || {
-            runtime.block_on(async {
-                tokio::select! {
-                    () = until.cancelled() => {}
-                    () = serve(connections, answer, executor, told) => {}
-                }
-            });
-            drop(runtime);
-            // Whoever waits for the thread may have given up.
-            let _ = over.send(());
-        })?;
-        let server = Server::Thread(ended);
+        let server = serve(connections, executor, fuse.clone(), closing.clone())?;
         Ok(Self { layers, door: Door(door), ending, fuse, closing, tasks, server })
     }
 
@@ -183,7 +192,7 @@ impl Drop for Inside {
 }
 
 async fn serve<A: Answer>(
-    mut connections: mpsc::Receiver<DuplexStream>,
+    mut connections: Connections,
     answer: Arc<A>,
     executor: Tasks,
     fuse: Ender,
@@ -192,7 +201,7 @@ async fn serve<A: Answer>(
         let (answer, fuse) = (Arc::clone(&answer), fuse.clone());
         let service = service_fn(move |request| {
             let answered = contained(Arc::clone(&answer), request, fuse.clone());
-            answered.map(Ok::<_, std::convert::Infallible>)
+            answered.map(Ok::<_, Infallible>)
         });
         let connection = http2::Builder::new(executor.clone())
             .timer(TokioTimer::new())

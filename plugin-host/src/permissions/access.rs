@@ -19,7 +19,7 @@ use protocol::{
 };
 
 use super::{Granted, Policy, meet};
-use crate::{egress::bucket::Bucket, logs::Logs};
+use crate::{egress::bucket::Bucket, logs::Logs, tokens::Tokens};
 
 /// Refusals logged at once: all that a plugin does wrong when it starts.
 const LOGGED_BURST: f64 = 20.0;
@@ -35,7 +35,7 @@ pub struct Access {
     granted: Granted,
     counters: Counters,
     logs: Logs,
-    allowance: Mutex<Allowance>,
+    refusals: Mutex<Refusals>,
     /// Bytes per second in both directions together; `None` without bound.
     bandwidth: Mutex<Option<Bucket>>,
 }
@@ -69,24 +69,23 @@ impl Counts {
 }
 
 /// How many refusals may still be logged.
-struct Allowance {
-    left: f64,
-    at: Instant,
+struct Refusals {
+    loggable: Tokens,
     unsaid: u64,
 }
 
-impl Allowance {
-    /// Takes one if there is one, and tells how many were not said before it.
-    fn take(&mut self, now: Instant) -> Option<u64> {
-        let since = now.saturating_duration_since(self.at).as_secs_f64();
-        self.at = now.max(self.at);
-        self.left = (self.left + since * LOGGED_PER_SECOND).min(LOGGED_BURST);
-        if self.left < 1.0 {
-            self.unsaid += 1;
-            return None;
+impl Refusals {
+    fn new(now: Instant) -> Self {
+        Self { loggable: Tokens::full(LOGGED_PER_SECOND, LOGGED_BURST, now), unsaid: 0 }
+    }
+
+    /// Whether one may be logged at `now`, and how many were not said before it.
+    fn log(&mut self, now: Instant) -> Option<u64> {
+        if self.loggable.take_one(now) {
+            return Some(std::mem::take(&mut self.unsaid));
         }
-        self.left -= 1.0;
-        Some(std::mem::take(&mut self.unsaid))
+        self.unsaid += 1;
+        None
     }
 }
 
@@ -107,7 +106,7 @@ impl Access {
             granted,
             counters: Counters::default(),
             logs,
-            allowance: Mutex::new(Allowance { left: LOGGED_BURST, at: Instant::now(), unsaid: 0 }),
+            refusals: Mutex::new(Refusals::new(Instant::now())),
             bandwidth: Mutex::new(None),
         }
     }
@@ -218,9 +217,9 @@ impl Access {
         )
     }
 
-    /// Logs `text`, as far as the allowance goes.
+    /// Logs `text`, unless too much was logged lately.
     pub(crate) fn log(&self, text: &str) {
-        let Some(unsaid) = self.allowance.lock().take(Instant::now()) else { return };
+        let Some(unsaid) = self.refusals.lock().log(Instant::now()) else { return };
         let more =
             if unsaid > 0 { format!(" ({unsaid} more were not logged)") } else { String::new() };
         self.logs.supervisor("warn", 0, format!("denied: {text}{more}"));
@@ -290,10 +289,10 @@ mod tests {
     #[test]
     fn a_plugin_that_tries_without_end_does_not_fill_the_log() {
         let now = Instant::now();
-        let mut allowance = Allowance { left: LOGGED_BURST, at: now, unsaid: 0 };
-        let said = (0..1_000).filter(|_| allowance.take(now).is_some()).count();
+        let mut refusals = Refusals::new(now);
+        let said = (0..1_000).filter(|_| refusals.log(now).is_some()).count();
         assert_eq!(said, LOGGED_BURST as usize);
         let later = now + Duration::from_secs(10);
-        assert_eq!(allowance.take(later), Some(1_000 - LOGGED_BURST as u64));
+        assert_eq!(refusals.log(later), Some(1_000 - LOGGED_BURST as u64));
     }
 }

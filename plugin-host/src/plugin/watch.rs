@@ -235,7 +235,7 @@ impl Supervisor {
                 Some(format!("disk: its own directories hold {disk}, and may hold {most}"))
             }
             None => {
-                let most = allowance::ENTRIES_MAX;
+                let most = allowance::DISK_ENTRIES_MAX;
                 Some(format!("disk: its own directories hold more than {most} files"))
             }
         }

@@ -11,7 +11,7 @@ use std::{
 };
 
 use protocol::{
-    advert::{Advert, AdvertUnfit, ServiceOffer, SignedAdvert},
+    advert::{Advert, ServiceOffer, SignedAdvert},
     id::{InstanceId, NetworkName, NodeKey, PeerId},
     limits::{
         ADVERT_REFRESH_MILLIS, ADVERT_SERVICES_MAX, ADVERT_TTL_MILLIS, CLOCK_SKEW_MILLIS_MAX,
@@ -351,18 +351,24 @@ impl Offers {
         }
     }
 
+    /// Follows with the DHT what this event touched. Looks at no more: with a thousand plugins
+    /// every start would else cost as much as all before it together.
     fn provide_what_is_offered(&mut self, now: u64, effects: &mut Vec<Effect>) {
-        let offered: BTreeSet<ServiceName> =
-            self.parts.values().flat_map(|part| services_of(&part.signed)).collect();
-        let over = self.provided.extract_if(.., |service, _| !offered.contains(service));
-        for (service, _) in over {
-            effects.push(Effect::StopProviding(provider_key(&self.network, &service, SHARD)));
-        }
-        for service in offered {
-            if !self.provided.contains_key(&service) {
-                effects.push(Effect::Provide(provider_key(&self.network, &service, SHARD)));
-                let due = now + provide_again_after(0, self.chance.draw());
-                self.provided.insert(service, Provided { repeats: 0, due });
+        for service in &self.touched {
+            let offers =
+                |part: &Part| part.signed.claims().services.iter().any(|it| it.name == *service);
+            let key = || provider_key(&self.network, service, SHARD);
+            match (self.parts.values().any(offers), self.provided.contains_key(service)) {
+                (true, false) => {
+                    effects.push(Effect::Provide(key()));
+                    let due = now + provide_again_after(0, self.chance.draw());
+                    self.provided.insert(service.clone(), Provided { repeats: 0, due });
+                }
+                (false, true) => {
+                    effects.push(Effect::StopProviding(key()));
+                    self.provided.remove(service);
+                }
+                _ => {}
             }
         }
     }
@@ -435,7 +441,7 @@ impl Offers {
             let service = ServiceOffer { name, schema };
             if let Some(last) = adverts.last_mut() {
                 last.services.push(service.clone());
-                let fits = last.services.len() <= ADVERT_SERVICES_MAX && self.fits(last).is_ok();
+                let fits = last.services.len() <= ADVERT_SERVICES_MAX && last.check_size().is_ok();
                 if fits {
                     continue;
                 }
@@ -447,14 +453,10 @@ impl Offers {
                 return Err(OfferRefused::TooManyServices { services: count, most });
             };
             let advert = Advert { part, services: vec![service], ..frame.clone() };
-            self.fits(&advert).map_err(OfferRefused::Unfit)?;
+            advert.check_size().map_err(OfferRefused::Unfit)?;
             adverts.push(advert);
         }
         Ok(adverts)
-    }
-
-    fn fits(&self, advert: &Advert) -> Result<(), AdvertUnfit> {
-        advert.sign(&self.key).map(|_| ())
     }
 }
 

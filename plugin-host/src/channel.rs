@@ -14,7 +14,7 @@ use std::{
     future::Future,
     sync::{
         Arc,
-        atomic::{AtomicUsize, Ordering},
+        atomic::{AtomicU64, AtomicUsize, Ordering},
     },
     time::{Duration, Instant},
 };
@@ -70,6 +70,7 @@ struct Inner {
     address: Address,
     connections: Mutex<Vec<Connection>>,
     calls: Arc<AtomicUsize>,
+    begun: AtomicU64,
     idle: tokio::sync::Notify,
     tasks: TaskTracker,
     closing: CancellationToken,
@@ -89,6 +90,7 @@ impl Channel {
                 address,
                 connections: Mutex::new(Vec::new()),
                 calls: Arc::new(AtomicUsize::new(0)),
+                begun: AtomicU64::new(0),
                 idle: tokio::sync::Notify::new(),
                 tasks: TaskTracker::new(),
                 closing: CancellationToken::new(),
@@ -99,6 +101,11 @@ impl Channel {
     /// Whether it accepts connections.
     pub(crate) async fn accepts(&self) -> Result<(), Failure> {
         self.inner.connection(None).await.map(|_| ())
+    }
+
+    /// Calls that it was given so far.
+    pub(crate) fn begun(&self) -> u64 {
+        self.inner.begun.load(Ordering::Acquire)
     }
 
     /// Waits until no call is in flight.
@@ -333,6 +340,7 @@ struct Guard {
 impl Guard {
     fn enter(inner: &Arc<Inner>) -> Option<Self> {
         let before = inner.calls.fetch_add(1, Ordering::AcqRel);
+        inner.begun.fetch_add(1, Ordering::AcqRel);
         let guard = Self { inner: Arc::clone(inner) };
         (before < CALLS_MAX).then_some(guard)
     }

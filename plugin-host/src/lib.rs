@@ -15,7 +15,8 @@
 //! - `contract`: what a plugin is asked through its optional `Lifecycle`.
 //! - `limits`: what a plugin may use, and by what means (pure). `allowance`: that, in force on one
 //!   instance. `cgroup`: control groups.
-//! - `channel`: calls. `logs`, `stats`: what is seen of it.
+//! - `channel`: calls. `logs`, `stats`: what is seen of it. `stillness`: whether a plugin that was
+//!   well need be asked again.
 //! - `permissions`: what a plugin asks for and the operator allows. `egress`: its way out.
 //! - `tokens`: how often anything may happen (pure).
 //! - `plugin`: the supervisor of one instance of a plugin. `siblings`: those of one group.
@@ -51,6 +52,7 @@ pub mod source;
 mod spawner;
 mod stats;
 pub mod status;
+mod stillness;
 mod tokens;
 
 pub use allowance::DISK_ENTRIES_MAX;

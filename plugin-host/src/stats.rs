@@ -110,6 +110,13 @@ pub(crate) fn is_within(pid: u32, ancestor: u32) -> bool {
     false
 }
 
+/// Whether `pid` was stopped by a signal or a debugger; `None` where it has ended.
+pub(crate) fn is_stopped(pid: u32) -> Option<bool> {
+    let text = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+    let (_, rest) = text.rsplit_once(')')?;
+    Some(rest.trim_start().starts_with(['T', 't']))
+}
+
 fn children(pid: u32) -> Vec<u32> {
     // Children hang on the thread that forked them.
     let Ok(threads) = fs::read_dir(format!("/proc/{pid}/task")) else { return Vec::new() };

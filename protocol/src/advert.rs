@@ -98,16 +98,27 @@ impl Advert {
         if key.peer_id() != self.peer {
             return Err(AdvertUnfit::OtherKey);
         }
-        self.check_bounds().map_err(|what| AdvertUnfit::OutOfBounds { what })?;
-        let body = format::encode(self);
-        let bytes_len = SIGNATURE_BYTES + body.len();
-        if bytes_len > ADVERT_BYTES_MAX {
-            return Err(AdvertUnfit::TooLarge { bytes: bytes_len });
-        }
-        let mut bytes = Vec::with_capacity(bytes_len);
+        let body = self.body()?;
+        let mut bytes = Vec::with_capacity(SIGNATURE_BYTES + body.len());
         bytes.extend_from_slice(&key.sign(&signed_message(&body)));
         bytes.extend_from_slice(&body);
         Ok(SignedAdvert { bytes: bytes.into(), advert: Arc::new(self.clone()) })
+    }
+
+    /// Whether it can be signed, whatever the key.
+    pub fn check_size(&self) -> Result<(), AdvertUnfit> {
+        self.body().map(|_| ())
+    }
+
+    /// What is signed, within every bound.
+    fn body(&self) -> Result<Vec<u8>, AdvertUnfit> {
+        self.check_bounds().map_err(|what| AdvertUnfit::OutOfBounds { what })?;
+        let body = format::encode(self);
+        let bytes = SIGNATURE_BYTES + body.len();
+        if bytes > ADVERT_BYTES_MAX {
+            return Err(AdvertUnfit::TooLarge { bytes });
+        }
+        Ok(body)
     }
 
     /// Everything about its contents that holds or fails whatever the time is and whoever signed.

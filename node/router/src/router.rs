@@ -146,8 +146,8 @@ impl Router {
         self.shared.table.load_full()
     }
 
-    /// Waits until calls find the run `instance` of a plugin under `service`. Whoever loads a plugin
-    /// and is told so may call it: the table has one writer, who learns of the plugin on its own.
+    /// Waits until calls find the run `instance` of a plugin under `service`. Whoever is told that
+    /// it was loaded may call it: the table has one writer, who learns of the plugin on its own.
     pub async fn finds(&self, service: &ServiceName, instance: InstanceId) {
         let found = |_: &u64| self.table().candidates(service).any(|it| it.instance == instance);
         // The sender is this router's own: it cannot be gone.

@@ -20,6 +20,7 @@ use rustix::{
         MountFlags, MountPropagationFlags, MoveMountFlags, OpenTreeFlags, UnmountFlags, mount,
         mount_change, mount_remount, move_mount, open_tree, unmount,
     },
+    process::{Pid, WaitOptions, waitpid},
 };
 
 use crate::{
@@ -41,6 +42,7 @@ const DEVICES: [&str; 5] = ["null", "zero", "full", "random", "urandom"];
 pub(crate) struct Trees {
     binds: Vec<(Bind, OwnedFd, bool)>,
     devices: Vec<(&'static str, OwnedFd)>,
+    _holders: Holders,
 }
 
 impl Trees {
@@ -73,7 +75,7 @@ impl Trees {
             restrict(&tree, set).layer(LAYER, &format!("protect /dev/{name}"))?;
             devices.push((name, tree));
         }
-        Ok(Self { binds, devices })
+        Ok(Self { binds, devices, _holders: maps.holders })
     }
 }
 
@@ -117,13 +119,30 @@ fn restrict(tree: &OwnedFd, set: u64) -> io::Result<()> {
 
 /// User namespaces that stand for "files of this owner appear as that id's", one per owner.
 #[derive(Default)]
-struct IdMaps(HashMap<(u32, u32), OwnedFd>);
+struct IdMaps {
+    by_owner: HashMap<(u32, u32), OwnedFd>,
+    holders: Holders,
+}
+
+/// Processes that held an id map until it was opened, and are ending. They are reaped with the
+/// trees, when the jail stands: until then nobody need wait for the kernel to take them apart.
+#[derive(Default)]
+struct Holders(Vec<Pid>);
+
+impl Drop for Holders {
+    fn drop(&mut self) {
+        for holder in &self.0 {
+            // Elsewhere than in the launcher they are nobody's children, and nothing is waited for.
+            let _ = waitpid(Some(*holder), WaitOptions::empty());
+        }
+    }
+}
 
 impl IdMaps {
     fn apply(&mut self, tree: &OwnedFd, user: u32, group: u32, outside: u32) -> io::Result<()> {
-        let namespace = match self.0.entry((user, group)) {
+        let namespace = match self.by_owner.entry((user, group)) {
             Entry::Occupied(known) => known.into_mut(),
-            Entry::Vacant(new) => new.insert(id_map(user, group, outside)?),
+            Entry::Vacant(new) => new.insert(id_map(user, group, outside, &mut self.holders)?),
         };
         let change = MountChange { set: libc::MOUNT_ATTR_IDMAP, user_namespace: Some(&*namespace) };
         sys::change_mounts(tree, change)
@@ -131,7 +150,7 @@ impl IdMaps {
 }
 
 /// A user namespace with the given map, held by its descriptor alone.
-fn id_map(user: u32, group: u32, outside: u32) -> io::Result<OwnedFd> {
+fn id_map(user: u32, group: u32, outside: u32, holders: &mut Holders) -> io::Result<OwnedFd> {
     let (gate, keeper) = rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC)?;
     match sys::clone_into(libc::CLONE_NEWUSER, false)? {
         Fork::Child => {
@@ -141,12 +160,12 @@ fn id_map(user: u32, group: u32, outside: u32) -> io::Result<OwnedFd> {
             sys::exit_now(0)
         }
         Fork::Parent(holder) => {
+            holders.0.push(holder);
             let proc = format!("/proc/{}", holder.as_raw_nonzero());
             let made = fs::write(format!("{proc}/uid_map"), format!("{user} {outside} 1"))
                 .and_then(|()| fs::write(format!("{proc}/gid_map"), format!("{group} {outside} 1")))
                 .and_then(|()| fs::File::open(format!("{proc}/ns/user")));
             drop(keeper);
-            rustix::process::waitpid(Some(holder), rustix::process::WaitOptions::empty())?;
             made.map(OwnedFd::from)
         }
     }

@@ -7,7 +7,7 @@ use std::{
 
 use tokio::{
     sync::mpsc,
-    time::{sleep_until, timeout},
+    time::{sleep, sleep_until, timeout},
 };
 
 use super::{Order, Run, Supervisor, told};
@@ -21,7 +21,11 @@ use crate::{
     process::End,
     ready::{self, Health},
     stats::Sampler,
+    stillness::{Stillness, Traces},
 };
+
+/// How long after an answer a plugin has done what there is to do about it.
+const SETTLED_AFTER: Duration = Duration::from_millis(20);
 
 /// How a run came to its end.
 pub(super) enum Watched {
@@ -46,6 +50,11 @@ enum Over {
     Unhealthy(String),
     /// It used more than it may, and is to be ended for it.
     Exceeded(String),
+}
+
+/// What the run has left behind so far, where it is a process.
+fn traces(run: &Run) -> Option<Traces> {
+    Traces::of(run.process.init()?, run.channel.begun())
 }
 
 impl Supervisor {
@@ -145,9 +154,13 @@ impl Supervisor {
         let settings = self.health_settings();
         let service = self.context.program.manifest.health.service.clone();
         let chance = rand::random::<f64>();
-        let mut failed = 0;
+        let (mut failed, mut stillness) = (0, Stillness::default());
         loop {
             sleep_until(self.due(settings.interval, chance).into()).await;
+            if stillness.holds(traces(run)) {
+                self.context.status.lock().last_health_check = Some(SystemTime::now());
+                continue;
+            }
             let health = ready::probe(&run.channel, &service, settings.timeout).await;
             let healthy = !matches!(health, Health::Not(_));
             {
@@ -156,6 +169,7 @@ impl Supervisor {
                 status.last_health_check = Some(SystemTime::now());
             }
             if let Health::Not(reason) = health {
+                stillness.answered(None);
                 failed += 1;
                 self.warn(&format!(
                     "health check {failed} of {} failed: {reason}",
@@ -166,6 +180,8 @@ impl Supervisor {
                 }
             } else {
                 failed = 0;
+                sleep(SETTLED_AFTER).await;
+                stillness.answered(traces(run));
             }
         }
     }

@@ -1,0 +1,124 @@
+//! Whether a plugin that said it was well must be asked again. Pure, but for [`Traces::of`], which
+//! looks.
+//!
+//! A program that was not called and used no processor time since it said that it was well has not
+//! changed: asking would only wake it, and the node, for the same answer. With a thousand idle
+//! plugins that is most of what the node does. It is asked all the same after a while, because
+//! what a program depends on can fail while it sleeps.
+
+use std::time::Duration;
+
+use nix::{time::clock_getcpuclockid, unistd::Pid};
+
+use crate::stats;
+
+/// How often in a row stillness may stand for an answer: with the default interval of ten seconds
+/// an idle plugin is asked once a minute.
+const STILL_ROUNDS_MAX: u32 = 5;
+
+/// What a plugin leaves behind when it does something.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Traces {
+    /// Calls that it was given so far, the host's own questions included.
+    pub(crate) calls: u64,
+    /// Processor time of each of its processes.
+    pub(crate) processor: Vec<(u32, Duration)>,
+}
+
+impl Traces {
+    /// Of the jail whose first process is `init`. `None` where that cannot be told, or where one
+    /// of its processes is stopped and could not do anything if it wanted to.
+    pub(crate) fn of(init: u32, calls: u64) -> Option<Self> {
+        let used = |pid: u32| {
+            let clock = clock_getcpuclockid(Pid::from_raw(pid.cast_signed())).ok()?;
+            (!stats::is_stopped(pid)?).then_some(())?;
+            Some((pid, Duration::from(clock.now().ok()?)))
+        };
+        let processes = stats::descendants(init);
+        let processor = processes.into_iter().map(used).collect::<Option<Vec<_>>>()?;
+        (!processor.is_empty()).then_some(Self { calls, processor })
+    }
+}
+
+/// What is known since the last answer.
+#[derive(Debug, Default)]
+pub(crate) struct Stillness {
+    since: Option<Traces>,
+    rounds: u32,
+}
+
+impl Stillness {
+    /// It answered that it is well, and `traces` is what there was once it had; `None` where it
+    /// did not, or where traces cannot be had.
+    pub(crate) fn answered(&mut self, traces: Option<Traces>) {
+        *self = Self { since: traces, rounds: 0 };
+    }
+
+    /// Whether its last answer still holds, now that there are these traces.
+    pub(crate) fn holds(&mut self, traces: Option<Traces>) -> bool {
+        let still = traces.is_some() && traces == self.since && self.rounds < STILL_ROUNDS_MAX;
+        self.rounds += 1;
+        still
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn traces(calls: u64, nanos: u64) -> Option<Traces> {
+        Some(Traces { calls, processor: vec![(7, Duration::from_nanos(nanos))] })
+    }
+
+    #[test]
+    fn whoever_did_nothing_since_it_was_well_is_well_but_not_for_ever() {
+        let mut stillness = Stillness::default();
+        stillness.answered(traces(1, 100));
+        for _ in 0..STILL_ROUNDS_MAX {
+            assert!(stillness.holds(traces(1, 100)));
+        }
+        assert!(!stillness.holds(traces(1, 100)), "it is asked once in a while");
+        stillness.answered(traces(2, 150));
+        assert!(stillness.holds(traces(2, 150)));
+    }
+
+    #[test]
+    fn whoever_was_called_or_ran_or_cannot_be_seen_is_asked() {
+        let mut stillness = Stillness::default();
+        assert!(!stillness.holds(traces(0, 0)), "it never answered");
+        for now in [traces(2, 100), traces(1, 101), None] {
+            stillness.answered(traces(1, 100));
+            assert!(!stillness.holds(now));
+        }
+        stillness.answered(None);
+        assert!(!stillness.holds(None), "nothing seen is no stillness");
+    }
+
+    #[test]
+    fn a_process_that_sleeps_is_still_and_a_stopped_one_is_not() {
+        let mut shell = std::process::Command::new("sh")
+            .args(["-c", "sleep 60 & wait"])
+            .spawn()
+            .expect("a shell is part of every system");
+        // The shell stands for the first process of a jail; what it started is looked at.
+        let look = || Traces::of(shell.id(), 0);
+        let seen = |what: &dyn Fn() -> bool| {
+            (0..1_000).any(|_| {
+                std::thread::sleep(Duration::from_millis(2));
+                what()
+            })
+        };
+        let still = seen(&|| {
+            let before = look();
+            std::thread::sleep(Duration::from_millis(5));
+            before.is_some() && before == look()
+        });
+        let pid = look().expect("it sleeps").processor[0].0;
+        let sleeper = rustix::process::Pid::from_raw(pid.cast_signed()).expect("a pid");
+        rustix::process::kill_process(sleeper, rustix::process::Signal::STOP).expect("stopped");
+        let stopped = seen(&|| look().is_none());
+        rustix::process::kill_process(sleeper, rustix::process::Signal::KILL).expect("killed");
+        shell.wait().expect("ended");
+        assert!(still && stopped, "still {still}, stopped {stopped}");
+    }
+}

@@ -8,7 +8,7 @@ use std::{
 };
 
 use bytes::Bytes;
-use futures::future::BoxFuture;
+use futures::future::{BoxFuture, FutureExt as _, select_ok};
 use parking_lot::Mutex;
 use peer::Peer;
 use protocol::{
@@ -26,6 +26,9 @@ use crate::{local::LocalPlugins, repeatable::Repeatable};
 /// Interfaces of others that are kept. One is a few KiB, at most
 /// [`protocol::limits::DESCRIPTORS_BYTES_MAX`].
 const INTERFACES_KEPT_MAX: usize = 256;
+
+/// Providers that are asked for one interface at once.
+const DESCRIBED_BY_MAX: usize = 3;
 
 /// How long fetching an interface may take.
 const DESCRIBE_MAX: Duration = Duration::from_secs(5);
@@ -173,22 +176,39 @@ impl Knowledge {
             self.inner.peer.lookup(service.clone(), lookup_until).await;
         }
         let directory = self.inner.peer.directory();
-        let mut last = Failure::not_available(&service);
-        for entry in directory.remote(&service) {
-            let kept = self.inner.interfaces.lock().get(&(entry.peer, entry.schema)).cloned();
-            if let Some(bytes) = kept {
-                return Ok((entry.peer, bytes));
-            }
-            let deadline = Instant::now() + DESCRIBE_MAX;
-            match self.inner.peer.descriptors(entry.peer, service.clone(), deadline).await {
-                Ok(bytes) => {
-                    self.keep(entry.peer, entry.schema, bytes.clone());
-                    return Ok((entry.peer, bytes));
-                }
-                Err(failure) => last = failure,
-            }
+        if let Some(known) = self.kept(directory.remote(&service)) {
+            return Ok(known);
         }
-        Err(last)
+        // Several at once: one of them may just have died, and somebody waits.
+        let view = self.inner.peer.view();
+        let mut providers: Vec<_> = directory.remote(&service).collect();
+        providers.sort_by_key(|entry| (entry.suspect, view.neighbour(entry.peer).is_none()));
+        let asked = providers.into_iter().take(DESCRIBED_BY_MAX);
+        let asked: Vec<_> = asked.map(|entry| self.fetch(entry, &service).boxed()).collect();
+        if asked.is_empty() {
+            return Err(Failure::not_available(&service));
+        }
+        select_ok(asked).await.map(|(described, _)| described)
+    }
+
+    async fn fetch(
+        &self,
+        entry: &dht_registry::Entry,
+        service: &ServiceName,
+    ) -> Result<(PeerId, Bytes), Failure> {
+        let deadline = Instant::now() + DESCRIBE_MAX;
+        let bytes = self.inner.peer.descriptors(entry.peer, service.clone(), deadline).await?;
+        self.keep(entry.peer, entry.schema, bytes.clone());
+        Ok((entry.peer, bytes))
+    }
+
+    /// What was fetched before of one of these.
+    fn kept<'a>(
+        &self,
+        mut entries: impl Iterator<Item = &'a dht_registry::Entry>,
+    ) -> Option<(PeerId, Bytes)> {
+        let kept = self.inner.interfaces.lock();
+        entries.find_map(|entry| Some((entry.peer, kept.get(&(entry.peer, entry.schema))?.clone())))
     }
 
     fn keep(&self, peer: PeerId, schema: [u8; 32], bytes: Bytes) {

@@ -157,7 +157,7 @@ impl Supervisor {
         let (mut failed, mut stillness) = (0, Stillness::default());
         loop {
             sleep_until(self.due(settings.interval, chance).into()).await;
-            if stillness.holds(traces(run)) {
+            if stillness.holds(traces(run).as_ref()) {
                 self.context.status.lock().last_health_check = Some(SystemTime::now());
                 continue;
             }

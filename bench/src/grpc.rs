@@ -3,7 +3,7 @@
 //! Written on hyper rather than on a gRPC library, so that on a machine with few cores as little as
 //! can be goes to the side that only asks.
 
-use std::{net::SocketAddr, path::PathBuf, time::Duration, time::Instant};
+use std::{net::SocketAddr, path::PathBuf};
 
 use anyhow::{Context, Result, bail, ensure};
 use bytes::{BufMut, Bytes, BytesMut};
@@ -13,9 +13,9 @@ use hyper::client::conn::http2::{self, SendRequest};
 use hyper_util::rt::{TokioExecutor, TokioIo};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpStream, UnixStream};
-use tokio::task::{JoinSet, LocalSet};
+use tokio::task::JoinSet;
 
-use crate::load::Sample;
+use crate::load::{self, Demand, Sample};
 
 /// What is sent: 32 bytes of text.
 pub const PAYLOAD: &[u8; 32] = b"0123456789abcdef0123456789abcdef";
@@ -86,35 +86,13 @@ impl Load {
         Ok(Self { connection, call })
     }
 
-    /// Keeps `in_flight` calls going for `duration`: each is followed by the next at once.
-    pub async fn run(&self, in_flight: usize, duration: Duration) -> Result<Sample> {
-        let begun = Instant::now();
-        let local = LocalSet::new();
-        let workers: Vec<_> = (0..in_flight)
-            .map(|_| {
-                let (mut sender, call) = (self.connection.sender.clone(), self.call.clone());
-                local.spawn_local(async move {
-                    let mut sample = Sample::default();
-                    while begun.elapsed() < duration {
-                        let call_begun = Instant::now();
-                        call.once(&mut sender).await?;
-                        sample.note(call_begun);
-                    }
-                    anyhow::Ok(sample)
-                })
-            })
-            .collect();
-        let mut all = Sample::default();
-        local
-            .run_until(async {
-                for worker in workers {
-                    all.join(worker.await??);
-                }
-                anyhow::Ok(())
-            })
-            .await?;
-        all.took = begun.elapsed();
-        Ok(all)
+    /// Keeps calls going over the one connection.
+    pub async fn run(&self, demand: Demand) -> Result<Sample> {
+        load::closed(demand, || {
+            let (mut sender, call) = (self.connection.sender.clone(), self.call.clone());
+            async move || call.once(&mut sender).await.map(drop)
+        })
+        .await
     }
 }
 

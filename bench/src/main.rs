@@ -16,10 +16,10 @@ mod grpc;
 mod host;
 mod load;
 mod machine;
-mod nats;
 mod report;
+mod subjects;
 
-use std::{net::SocketAddr, path::PathBuf, process::ExitCode, time::Duration};
+use std::{path::PathBuf, process::ExitCode};
 
 use anyhow::{Context, Result};
 use clap::{Parser, Subcommand, ValueEnum, builder::FalseyValueParser};
@@ -34,8 +34,8 @@ struct Args {
     /// Shorter runs: good to see that everything works, too short to quote.
     #[arg(long, env = "QUICK", value_parser = FalseyValueParser::new())]
     quick: bool,
-    /// Measure only subjects (of `host`: groups of figures) whose name has this in it, such as
-    /// `nats` or `start`.
+    /// Measure only subjects and figures (of `host`: groups of figures) whose name has this in it,
+    /// such as `nats`, `vs_nginx` or `start`.
     #[arg(long, value_name = "WORD", env = "ONLY", default_value = "")]
     only: String,
     /// Where to write the report [default: target/bench/report.json of the repository].
@@ -60,38 +60,12 @@ enum Suite {
 /// What this program is when it starts itself.
 #[derive(Debug, Subcommand)]
 enum Role {
-    /// Answers requests through a NATS server.
+    /// Answers what a subject of `calls` is asked.
     #[command(hide = true)]
-    NatsResponder { address: SocketAddr },
+    Respond { group: String, address: String },
     /// The plugin of a measurement.
     #[command(hide = true, name = host::busy::ROLE)]
     Chatter,
-}
-
-/// How long and how often each subject is measured.
-#[derive(Debug, Clone, Copy)]
-struct Effort {
-    runs: usize,
-    warm_up: Duration,
-    /// One call after another.
-    single: Duration,
-    /// Many calls at once.
-    loaded: Duration,
-}
-
-impl Effort {
-    const FULL: Self = Self {
-        runs: 5,
-        warm_up: Duration::from_millis(500),
-        single: Duration::from_secs(2),
-        loaded: Duration::from_secs(2),
-    };
-    const QUICK: Self = Self {
-        runs: 3,
-        warm_up: Duration::from_millis(200),
-        single: Duration::from_millis(300),
-        loaded: Duration::from_millis(400),
-    };
 }
 
 fn main() -> ExitCode {
@@ -113,13 +87,15 @@ fn run(args: &Args) -> Result<()> {
         .enable_all()
         .build()
         .context("the runtime cannot start")?;
-    if let Some(Role::NatsResponder { address }) = args.role {
-        return runtime.block_on(nats::respond(address));
+    if let Some(Role::Respond { group, address }) = &args.role {
+        return runtime.block_on(subjects::respond(group, address.clone()));
     }
-    let effort = if args.quick { Effort::QUICK } else { Effort::FULL };
     let mut failed = Vec::new();
     let figures = match args.suite {
-        Suite::Calls => runtime.block_on(calls::measure(effort, &args.only))?,
+        Suite::Calls => {
+            let plan = if args.quick { calls::Plan::QUICK } else { calls::Plan::FULL };
+            runtime.block_on(calls::measure(plan, &args.only))?
+        }
         Suite::Host => {
             println!("{}", machine::described());
             let plan = if args.quick { host::Plan::QUICK } else { host::Plan::FULL };

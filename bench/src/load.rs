@@ -67,6 +67,12 @@ impl Sample {
         self.nanos.saturating_record(nanos);
     }
 
+    /// Adds the calls of another; the time it took is added, too.
+    pub fn join(&mut self, other: &Self) -> Result<()> {
+        self.took += other.took;
+        Ok(self.nanos.add(&other.nanos)?)
+    }
+
     /// Calls.
     pub fn calls(&self) -> u64 {
         self.nanos.len()

@@ -16,10 +16,11 @@ mod grpc;
 mod host;
 mod load;
 mod machine;
+mod plots;
 mod report;
 mod subjects;
 
-use std::{path::PathBuf, process::ExitCode};
+use std::{path::PathBuf, process::ExitCode, time::Duration};
 
 use anyhow::{Context, Result};
 use clap::{Parser, Subcommand, ValueEnum, builder::FalseyValueParser};
@@ -38,6 +39,10 @@ struct Args {
     /// such as `nats`, `vs_nginx` or `start`.
     #[arg(long, value_name = "WORD", env = "ONLY", default_value = "")]
     only: String,
+    /// Suite `calls`: also asks at half of the most that peers carry, for so long, such as `10m`, and
+    /// looks at their memory.
+    #[arg(long, value_name = "TIME", env = "STEADY", value_parser = time)]
+    steady: Option<Duration>,
     /// Where to write the report [default: target/bench/report.json of the repository].
     #[arg(long, value_name = "FILE")]
     out: Option<PathBuf>,
@@ -68,6 +73,21 @@ enum Role {
     Chatter,
 }
 
+/// `90s`, `10m`, `1h`.
+fn time(text: &str) -> Result<Duration, String> {
+    let unit = text.chars().last().and_then(|unit| match unit {
+        's' => Some(1),
+        'm' => Some(60),
+        'h' => Some(3_600),
+        _ => None,
+    });
+    let count = text.get(..text.len().saturating_sub(1)).and_then(|it| it.parse::<u64>().ok());
+    match (count, unit) {
+        (Some(count), Some(seconds)) => Ok(Duration::from_secs(count.saturating_mul(seconds))),
+        _ => Err("a time is a number with s, m or h behind it, such as 10m".into()),
+    }
+}
+
 fn main() -> ExitCode {
     let args = Args::parse();
     if let Some(Role::Chatter) = args.role {
@@ -93,7 +113,8 @@ fn run(args: &Args) -> Result<()> {
     let mut failed = Vec::new();
     let figures = match args.suite {
         Suite::Calls => {
-            let plan = if args.quick { calls::Plan::QUICK } else { calls::Plan::FULL };
+            let mut plan = if args.quick { calls::Plan::QUICK } else { calls::Plan::FULL };
+            plan.steady = args.steady;
             runtime.block_on(calls::measure(plan, &args.only))?
         }
         Suite::Host => {
@@ -114,6 +135,9 @@ fn run(args: &Args) -> Result<()> {
     let suite = suite.unwrap_or_default();
     let page = path.with_file_name(format!("{suite}.md"));
     report::write_text(&page, &report::page(&suite, &machine::described(), &figures))?;
+    for (name, svg) in calls::plots(&figures) {
+        report::write_text(&path.with_file_name(name), &svg)?;
+    }
     println!("{} figures in {} and {}", figures.len(), path.display(), page.display());
     anyhow::ensure!(failed.is_empty(), "not measured: {}; see above", failed.join(", "));
     Ok(())

@@ -5,6 +5,8 @@
 //! by run, and told as the median of that.
 
 mod figures;
+mod steady;
+mod transfer;
 
 use std::{collections::BTreeMap, time::Duration};
 
@@ -12,9 +14,9 @@ use anyhow::{Context, Result, ensure};
 use testnet::{cluster::World, residue};
 
 use crate::{
-    load::{Demand, Sample},
-    machine,
-    report::{self, Figure},
+    load::{Demand, Sample, median},
+    machine, plots,
+    report::{self, Better, Figure},
     subjects::{self, Started, Subject},
 };
 
@@ -33,6 +35,10 @@ pub struct Plan {
     single: Duration,
     /// Many calls at once.
     loaded: Duration,
+    /// Messages of one MiB in a large transfer.
+    messages: u32,
+    /// How long half of the most is asked; not at all, unless told.
+    pub steady: Option<Duration>,
 }
 
 impl Plan {
@@ -41,12 +47,16 @@ impl Plan {
         warm_up: Duration::from_millis(500),
         single: Duration::from_secs(2),
         loaded: Duration::from_secs(2),
+        messages: 1_024,
+        steady: None,
     };
     pub const QUICK: Self = Self {
         runs: 3,
         warm_up: Duration::from_millis(100),
         single: Duration::from_millis(200),
         loaded: Duration::from_millis(250),
+        messages: 128,
+        steady: None,
     };
 }
 
@@ -94,12 +104,20 @@ pub async fn measure(plan: Plan, only: &str) -> Result<Vec<Figure>> {
         started.rotate_left(first);
         println!("run {run} of {} done", plan.runs);
     }
+    let mut others = Vec::new();
+    if let Some(duration) = plan.steady {
+        others.extend(steadily(duration, &mut started, &results).await?);
+    }
+    drop(started);
+    if transfer::NAMES.iter().any(|name| name.contains(only)) {
+        others.extend(transfers(plan).await);
+    }
     let stolen = machine::Ticks::now().stolen_percent_since(before);
     if stolen > STOLEN_PERCENT_MAX {
         println!("careful: {stolen:.1} % of the processors' time went to others meanwhile");
     }
-    drop(started);
     let mut figures = figures::of(&results, plan, only);
+    figures.append(&mut others);
     ensure!(!figures.is_empty(), "no subject's and no figure's name contains {only:?}");
     if busy > BUSY_MAX {
         println!("careful: the machine was busy with other work; quote none of these figures");
@@ -110,6 +128,24 @@ pub async fn measure(plan: Plan, only: &str) -> Result<Vec<Figure>> {
     }
     print!("{}", report::table(&figures));
     Ok(figures)
+}
+
+/// The figures that all subjects have, as pictures: `(file, SVG)`.
+pub fn plots(figures: &[Figure]) -> Vec<(String, String)> {
+    let of = |measure: &str, title: &str| {
+        let ending = format!(".{measure}");
+        let named = |figure: &'_ Figure| {
+            Some(figure.name.strip_prefix("calls.")?.strip_suffix(&ending)?.to_owned())
+        };
+        let names: Vec<_> = figures.iter().filter_map(|it| Some((named(it)?, it))).collect();
+        let bars: Vec<_> = names.iter().map(|(name, figure)| (name.as_str(), *figure)).collect();
+        Some((format!("calls-{measure}.svg"), plots::bars(title, &bars)?))
+    };
+    let all = [
+        of("p50", "Median latency of a call of 32 bytes, one after another"),
+        of("rate-256", "Calls of 32 bytes a second, 256 at once"),
+    ];
+    all.into_iter().flatten().collect()
 }
 
 /// The subjects that are wanted: by their own name, or by that of a figure.
@@ -129,6 +165,35 @@ async fn start(world: &World, only: &str, skipped: &mut BTreeMap<&'static str, S
         }
     }
     all
+}
+
+/// Subjects that are asked for long, the first of them that is there.
+const STEADY: [&str; 3] = ["remote-link", "two-peers", "one-peer"];
+
+/// Half of what was measured, for long.
+async fn steadily(
+    duration: Duration,
+    subjects: &mut Started,
+    results: &Results,
+) -> Result<Vec<Figure>> {
+    let place = STEADY.iter().find_map(|name| subjects.iter().position(|it| it.name() == *name));
+    let subject = &mut subjects[place.context("no subject is there to be asked for long")?];
+    let rates = results.runs.iter().filter_map(|run| run.get(&(subject.name(), Measure::Rate256)));
+    let most = median(&rates.copied().collect::<Vec<_>>());
+    println!("{} is asked for {} s at half of {most:.0} req/s", subject.name(), duration.as_secs());
+    steady::measure(subject.as_mut(), most, duration).await
+}
+
+/// Large transfers; where they cannot be measured, that.
+async fn transfers(plan: Plan) -> Vec<Figure> {
+    match transfer::measure(plan).await {
+        Ok(figures) => figures,
+        Err(error) => {
+            eprintln!("\n*** large transfers SKIPPED: {error:#} ***\n");
+            let why = format!("{error:#}");
+            transfer::NAMES.map(|name| Figure::skipped(name, Better::Lower, &why)).into()
+        }
+    }
 }
 
 /// Every subject once.

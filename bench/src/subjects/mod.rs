@@ -4,8 +4,16 @@
 //! is in `calls/figures.rs`, by its name.
 
 mod direct;
-mod mesh;
+mod erlang;
+mod foreign;
+mod frames;
+mod go_plugin;
+pub mod libp2p;
+pub mod mesh;
 mod nats;
+mod nginx;
+mod raw;
+mod ray;
 
 use std::{
     collections::BTreeMap, net::SocketAddr, path::PathBuf, process::Command, time::Duration,
@@ -18,7 +26,18 @@ use testnet::{binaries, cluster::World, process::Process};
 use crate::load::{Demand, Sample};
 
 /// All groups, in the order in which they are started.
-pub const ALL: &[Group] = &[direct::GROUP, mesh::GROUP, nats::GROUP];
+pub const ALL: &[Group] = &[
+    raw::GROUP,
+    frames::GROUP,
+    direct::GROUP,
+    mesh::GROUP,
+    nginx::GROUP,
+    nats::GROUP,
+    libp2p::GROUP,
+    erlang::GROUP,
+    go_plugin::GROUP,
+    ray::GROUP,
+];
 
 /// How long a helper program may take to say that it is there.
 const STARTED_WITHIN: Duration = Duration::from_secs(20);

@@ -96,14 +96,14 @@ pub async fn measure(plan: Plan, only: &str) -> Result<Vec<Figure>> {
     let mut results = Results::default();
     let mut started = start(&world, only, &mut results.skipped).await;
     let before = machine::Ticks::now();
-    results.ways = started.iter().map(|subject| (subject.name(), subject.way())).collect();
     for run in 1..=plan.runs {
-        results.runs.push(one_run(plan, &mut started).await?);
+        results.runs.push(one_run(plan, &mut started, &mut results.skipped).await);
         // Whoever was first meets the machine as the pause has left it.
         let first = usize::from(!started.is_empty());
         started.rotate_left(first);
         println!("run {run} of {} done", plan.runs);
     }
+    results.ways = started.iter().map(|subject| (subject.name(), subject.way())).collect();
     let mut others = Vec::new();
     if let Some(duration) = plan.steady {
         others.extend(steadily(duration, &mut started, &results).await?);
@@ -196,14 +196,26 @@ async fn transfers(plan: Plan) -> Vec<Figure> {
     }
 }
 
-/// Every subject once.
-async fn one_run(plan: Plan, subjects: &mut Started) -> Result<Run> {
+/// Every subject once. One that fails takes nothing from the others: it is skipped from then on.
+async fn one_run(
+    plan: Plan,
+    subjects: &mut Started,
+    skipped: &mut BTreeMap<&'static str, String>,
+) -> Run {
     let mut run = Run::new();
-    for subject in subjects {
+    let mut there = Started::new();
+    for mut subject in subjects.drain(..) {
         let name = subject.name();
-        of_subject(plan, subject.as_mut(), &mut run).await.context(name)?;
+        match of_subject(plan, subject.as_mut(), &mut run).await {
+            Ok(()) => there.push(subject),
+            Err(error) => {
+                eprintln!("\n*** {name} SKIPPED: {error:#} ***\n");
+                skipped.insert(name, format!("{error:#}"));
+            }
+        }
     }
-    Ok(run)
+    *subjects = there;
+    run
 }
 
 async fn of_subject(plan: Plan, subject: &mut dyn Subject, run: &mut Run) -> Result<()> {

@@ -3,7 +3,7 @@
 //! Written on hyper rather than on a gRPC library, so that on a machine with few cores as little as
 //! can be goes to the side that only asks.
 
-use std::{net::SocketAddr, path::PathBuf, time::Duration, time::Instant};
+use std::{net::SocketAddr, path::PathBuf};
 
 use anyhow::{Context, Result, bail, ensure};
 use bytes::{BufMut, Bytes, BytesMut};
@@ -13,9 +13,9 @@ use hyper::client::conn::http2::{self, SendRequest};
 use hyper_util::rt::{TokioExecutor, TokioIo};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpStream, UnixStream};
-use tokio::task::{JoinSet, LocalSet};
+use tokio::task::JoinSet;
 
-use crate::load::Sample;
+use crate::load::{self, Demand, Sample};
 
 /// What is sent: 32 bytes of text.
 pub const PAYLOAD: &[u8; 32] = b"0123456789abcdef0123456789abcdef";
@@ -26,7 +26,11 @@ pub const PREFIX: &[u8; 6] = b"Echo: ";
 /// A byte on compression and four of length, before every message.
 const GRPC_PREFIX_BYTES: usize = 5;
 
+/// The size of what [`Call::repeat`] streams.
+pub const MESSAGE_BYTES: usize = 1024 * 1024;
+
 const SAY: &str = "http://localhost/demo.v1.Echo/Say";
+const REPEAT: &str = "http://localhost/demo.v1.Echo/Repeat";
 const GRPC_STATUS: HeaderName = HeaderName::from_static("grpc-status");
 
 /// Where a server listens.
@@ -70,6 +74,24 @@ impl Connection {
     pub async fn call(&self, call: &Call) -> Result<Bytes> {
         call.once(&mut self.sender.clone()).await
     }
+
+    /// Makes one call and reads whatever is streamed back, keeping nothing of it; as many bytes as
+    /// the call expects must come.
+    pub async fn drained(&self, call: &Call) -> Result<()> {
+        let mut sender = self.sender.clone();
+        sender.ready().await?;
+        let (head, mut body) = sender.send_request(call.request()?).await?.into_parts();
+        let (mut bytes, mut status) = (0, told(&head.headers)?);
+        while let Some(frame) = body.frame().await {
+            match frame?.into_data() {
+                Ok(data) => bytes += data.len(),
+                Err(frame) => status = frame.trailers_ref().map(told).transpose()?.flatten(),
+            }
+        }
+        ensure!(status == Some(()), "an answer without a status ({})", head.status);
+        ensure!(bytes >= call.streamed_bytes, "{bytes} bytes, not {}", call.streamed_bytes);
+        Ok(())
+    }
 }
 
 /// A connection, ready to carry load.
@@ -86,35 +108,13 @@ impl Load {
         Ok(Self { connection, call })
     }
 
-    /// Keeps `in_flight` calls going for `duration`: each is followed by the next at once.
-    pub async fn run(&self, in_flight: usize, duration: Duration) -> Result<Sample> {
-        let begun = Instant::now();
-        let local = LocalSet::new();
-        let workers: Vec<_> = (0..in_flight)
-            .map(|_| {
-                let (mut sender, call) = (self.connection.sender.clone(), self.call.clone());
-                local.spawn_local(async move {
-                    let mut sample = Sample::default();
-                    while begun.elapsed() < duration {
-                        let call_begun = Instant::now();
-                        call.once(&mut sender).await?;
-                        sample.note(call_begun);
-                    }
-                    anyhow::Ok(sample)
-                })
-            })
-            .collect();
-        let mut all = Sample::default();
-        local
-            .run_until(async {
-                for worker in workers {
-                    all.join(worker.await??);
-                }
-                anyhow::Ok(())
-            })
-            .await?;
-        all.took = begun.elapsed();
-        Ok(all)
+    /// Keeps calls going over the one connection.
+    pub async fn run(&self, demand: Demand) -> Result<Sample> {
+        load::closed(demand, || {
+            let (mut sender, call) = (self.connection.sender.clone(), self.call.clone());
+            async move || call.once(&mut sender).await.map(drop)
+        })
+        .await
     }
 }
 
@@ -126,6 +126,8 @@ pub struct Call {
     body: Bytes,
     /// What the answer must be.
     expected: Option<Bytes>,
+    /// At least so much must be streamed back.
+    streamed_bytes: usize,
 }
 
 impl Call {
@@ -142,6 +144,17 @@ impl Call {
         Self { expected, ..Self::of(SAY, &text(b"")) }
     }
 
+    /// `demo.v1.Echo/Repeat`: so many messages of [`MESSAGE_BYTES`] are streamed back.
+    pub fn repeat(messages: u32) -> Self {
+        let mut message = vec![0x0a];
+        put_varint(&mut message, MESSAGE_BYTES as u64);
+        message.resize(message.len() + MESSAGE_BYTES, b'x');
+        message.push(0x10);
+        put_varint(&mut message, messages.into());
+        let streamed_bytes = messages as usize * MESSAGE_BYTES;
+        Self { streamed_bytes, ..Self::of(REPEAT, &message) }
+    }
+
     /// A method (`http://localhost/service/Method`) with an encoded message; any answer will do.
     pub fn of(method: &'static str, message: &[u8]) -> Self {
         let mut headers = HeaderMap::new();
@@ -151,14 +164,19 @@ impl Call {
         body.put_u8(0);
         body.put_u32(message.len() as u32);
         body.put_slice(message);
-        Self { uri: Uri::from_static(method), headers, body: body.freeze(), expected: None }
+        let (uri, body) = (Uri::from_static(method), body.freeze());
+        Self { uri, headers, body, expected: None, streamed_bytes: 0 }
+    }
+
+    fn request(&self) -> Result<Request<Full<Bytes>>> {
+        let mut request = Request::post(self.uri.clone()).body(Full::new(self.body.clone()))?;
+        request.headers_mut().clone_from(&self.headers);
+        Ok(request)
     }
 
     async fn once(&self, sender: &mut SendRequest<Full<Bytes>>) -> Result<Bytes> {
-        let mut request = Request::post(self.uri.clone()).body(Full::new(self.body.clone()))?;
-        request.headers_mut().clone_from(&self.headers);
         sender.ready().await?;
-        let (head, mut body) = sender.send_request(request).await?.into_parts();
+        let (head, mut body) = sender.send_request(self.request()?).await?.into_parts();
         let (mut received, mut status) = (BytesMut::new(), told(&head.headers)?);
         while let Some(frame) = body.frame().await {
             match frame?.into_data() {
@@ -173,6 +191,15 @@ impl Call {
         ensure!(as_expected, "an answer of another content");
         Ok(message)
     }
+}
+
+/// A number as protobuf writes it.
+fn put_varint(message: &mut Vec<u8>, mut value: u64) {
+    while value >= 0x80 {
+        message.push(value as u8 | 0x80);
+        value >>= 7;
+    }
+    message.push(value as u8);
 }
 
 /// Whether the call has ended well; an error when it has ended otherwise.

@@ -2,6 +2,9 @@
 
 use std::{fs, thread, time::Instant};
 
+use anyhow::{Context, Result};
+use rustix::thread::{CpuSet, Pid, sched_getaffinity, sched_setaffinity};
+
 /// The processors' time so far, in ticks of 10 ms: all of it, what was worked, and what a
 /// hypervisor gave to others.
 #[derive(Debug, Clone, Copy, Default)]
@@ -69,6 +72,46 @@ fn own_ticks() -> u64 {
     // Counted from 1 in proc(5), and the first after the name is number 3: utime, stime, cutime
     // and cstime are 14 to 17.
     fields.split_whitespace().skip(14 - 3).take(4).flat_map(str::parse::<u64>).sum()
+}
+
+/// Processes that share one processor while this lives; afterwards they have again what this
+/// program had.
+pub struct Pinned {
+    threads: Vec<Pid>,
+    before: CpuSet,
+}
+
+impl Pinned {
+    /// This program and these others, all their threads. What ends meanwhile is passed over.
+    pub fn to_one_processor(pids: impl Iterator<Item = u32>) -> Result<Self> {
+        let before = sched_getaffinity(None).context("no processors are told")?;
+        let first = (0..CpuSet::MAX_CPU).find(|cpu| before.is_set(*cpu));
+        let mut one = CpuSet::new();
+        one.set(first.context("no processor may be used")?);
+        let threads = pids.chain([std::process::id()]).flat_map(threads_of).collect();
+        let pinned = Self { threads, before };
+        pinned.all_to(&one);
+        Ok(pinned)
+    }
+
+    fn all_to(&self, set: &CpuSet) {
+        for thread in &self.threads {
+            let _ = sched_setaffinity(Some(*thread), set);
+        }
+    }
+}
+
+impl Drop for Pinned {
+    fn drop(&mut self) {
+        self.all_to(&self.before);
+    }
+}
+
+/// The threads of a process; none when it is gone.
+fn threads_of(pid: u32) -> Vec<Pid> {
+    let threads = fs::read_dir(format!("/proc/{pid}/task")).into_iter().flatten().flatten();
+    let ids = threads.filter_map(|thread| thread.file_name().to_str()?.parse().ok());
+    ids.filter_map(Pid::from_raw).collect()
 }
 
 /// One line on what figures of this machine stand on.

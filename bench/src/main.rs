@@ -16,10 +16,11 @@ mod grpc;
 mod host;
 mod load;
 mod machine;
-mod nats;
+mod plots;
 mod report;
+mod subjects;
 
-use std::{net::SocketAddr, path::PathBuf, process::ExitCode, time::Duration};
+use std::{path::PathBuf, process::ExitCode, time::Duration};
 
 use anyhow::{Context, Result};
 use clap::{Parser, Subcommand, ValueEnum, builder::FalseyValueParser};
@@ -34,10 +35,14 @@ struct Args {
     /// Shorter runs: good to see that everything works, too short to quote.
     #[arg(long, env = "QUICK", value_parser = FalseyValueParser::new())]
     quick: bool,
-    /// Measure only subjects (of `host`: groups of figures) whose name has this in it, such as
-    /// `nats` or `start`.
+    /// Measure only subjects and figures (of `host`: groups of figures) whose name has this in it,
+    /// such as `nats`, `vs_nginx` or `start`.
     #[arg(long, value_name = "WORD", env = "ONLY", default_value = "")]
     only: String,
+    /// Suite `calls`: also asks at half of the most that peers carry, for so long, such as `10m`, and
+    /// looks at their memory.
+    #[arg(long, value_name = "TIME", env = "STEADY", value_parser = time)]
+    steady: Option<Duration>,
     /// Where to write the report [default: target/bench/report.json of the repository].
     #[arg(long, value_name = "FILE")]
     out: Option<PathBuf>,
@@ -60,38 +65,27 @@ enum Suite {
 /// What this program is when it starts itself.
 #[derive(Debug, Subcommand)]
 enum Role {
-    /// Answers requests through a NATS server.
+    /// Answers what a subject of `calls` is asked.
     #[command(hide = true)]
-    NatsResponder { address: SocketAddr },
+    Respond { group: String, address: String },
     /// The plugin of a measurement.
     #[command(hide = true, name = host::busy::ROLE)]
     Chatter,
 }
 
-/// How long and how often each subject is measured.
-#[derive(Debug, Clone, Copy)]
-struct Effort {
-    runs: usize,
-    warm_up: Duration,
-    /// One call after another.
-    single: Duration,
-    /// Many calls at once.
-    loaded: Duration,
-}
-
-impl Effort {
-    const FULL: Self = Self {
-        runs: 5,
-        warm_up: Duration::from_millis(500),
-        single: Duration::from_secs(2),
-        loaded: Duration::from_secs(2),
-    };
-    const QUICK: Self = Self {
-        runs: 3,
-        warm_up: Duration::from_millis(200),
-        single: Duration::from_millis(300),
-        loaded: Duration::from_millis(400),
-    };
+/// `90s`, `10m`, `1h`.
+fn time(text: &str) -> Result<Duration, String> {
+    let unit = text.chars().last().and_then(|unit| match unit {
+        's' => Some(1),
+        'm' => Some(60),
+        'h' => Some(3_600),
+        _ => None,
+    });
+    let count = text.get(..text.len().saturating_sub(1)).and_then(|it| it.parse::<u64>().ok());
+    match (count, unit) {
+        (Some(count), Some(seconds)) => Ok(Duration::from_secs(count.saturating_mul(seconds))),
+        _ => Err("a time is a number with s, m or h behind it, such as 10m".into()),
+    }
 }
 
 fn main() -> ExitCode {
@@ -113,13 +107,16 @@ fn run(args: &Args) -> Result<()> {
         .enable_all()
         .build()
         .context("the runtime cannot start")?;
-    if let Some(Role::NatsResponder { address }) = args.role {
-        return runtime.block_on(nats::respond(address));
+    if let Some(Role::Respond { group, address }) = &args.role {
+        return runtime.block_on(subjects::respond(group, address.clone()));
     }
-    let effort = if args.quick { Effort::QUICK } else { Effort::FULL };
     let mut failed = Vec::new();
     let figures = match args.suite {
-        Suite::Calls => runtime.block_on(calls::measure(effort, &args.only))?,
+        Suite::Calls => {
+            let mut plan = if args.quick { calls::Plan::QUICK } else { calls::Plan::FULL };
+            plan.steady = args.steady;
+            runtime.block_on(calls::measure(plan, &args.only))?
+        }
         Suite::Host => {
             println!("{}", machine::described());
             let plan = if args.quick { host::Plan::QUICK } else { host::Plan::FULL };
@@ -138,6 +135,9 @@ fn run(args: &Args) -> Result<()> {
     let suite = suite.unwrap_or_default();
     let page = path.with_file_name(format!("{suite}.md"));
     report::write_text(&page, &report::page(&suite, &machine::described(), &figures))?;
+    for (name, svg) in calls::plots(&figures) {
+        report::write_text(&path.with_file_name(name), &svg)?;
+    }
     println!("{} figures in {} and {}", figures.len(), path.display(), page.display());
     anyhow::ensure!(failed.is_empty(), "not measured: {}; see above", failed.join(", "));
     Ok(())

@@ -13,7 +13,7 @@ use crate::load::median;
 pub struct Figure {
     /// A name of its own, such as `start_warm_p50_ms` or `calls.two-peers.p50`.
     pub name: String,
-    /// The median of the runs.
+    /// The median of the runs; `null` where it was skipped.
     pub value: f64,
     /// `ms`, `req/s`, `KiB`; empty for ratios and counts.
     pub unit: &'static str,
@@ -65,6 +65,13 @@ impl Figure {
         }
     }
 
+    /// A figure that could not be measured: without values, and it says why.
+    pub fn skipped(name: impl Into<String>, better: Better, why: &str) -> Self {
+        let method = format!("skipped: {why}");
+        let (value, min, max) = (f64::NAN, f64::NAN, f64::NAN);
+        Self { value, min, max, ..Self::of(name, "", better, &[], method) }
+    }
+
     /// With what there is to reach.
     pub fn reach(mut self, reach: f64) -> Self {
         self.reach = Some(reach);
@@ -77,14 +84,10 @@ impl Figure {
         self
     }
 
-    /// Beside another figure, which is there to be reached.
-    pub fn beside(self, peer: &Self) -> Self {
-        self.reach(peer.value).against(&peer.name)
-    }
-
-    /// Whether its median reaches what there is to reach; `None` where there is nothing.
+    /// Whether its median reaches what there is to reach; `None` where there is nothing, or it was
+    /// skipped.
     pub fn is_reached(&self) -> Option<bool> {
-        self.reach.map(|reach| match self.better {
+        self.reach.filter(|_| self.runs > 0).map(|reach| match self.better {
             Better::Lower => self.value <= reach,
             Better::Higher => self.value >= reach,
         })
@@ -97,10 +100,15 @@ impl Figure {
             format!("{sign} {}", rounded(reach))
         });
         let reached = self.is_reached().map(|yes| if yes { "yes" } else { "NO" });
-        let extremes = format!("{} – {}", rounded(self.min), rounded(self.max));
+        let (value, extremes) = if self.runs == 0 {
+            ("skipped".into(), String::new())
+        } else {
+            let value = format!("{} {}", rounded(self.value), self.unit);
+            (value, format!("{} – {}", rounded(self.min), rounded(self.max)))
+        };
         [
             self.name.clone(),
-            format!("{} {}", rounded(self.value), self.unit).trim_end().to_owned(),
+            value.trim_end().to_owned(),
             extremes,
             reach.unwrap_or_default(),
             reached.unwrap_or_default().to_owned(),
@@ -180,7 +188,7 @@ mod tests {
         assert_eq!(of(Better::Lower).reach(2.0).is_reached(), Some(true));
         assert_eq!(of(Better::Lower).reach(1.9).is_reached(), Some(false));
         assert_eq!(of(Better::Higher).reach(2.1).is_reached(), Some(false));
-        assert_eq!(of(Better::Higher).beside(&of(Better::Lower)).is_reached(), Some(true));
+        assert_eq!(of(Better::Higher).reach(2.0).is_reached(), Some(true));
     }
 
     #[test]
@@ -195,6 +203,14 @@ mod tests {
         assert_eq!((&json["better"], &json["runs"]), (&"lower".into(), &2.into()));
         assert_eq!((&json["min"], &json["max"]), (&(-1.0).into(), &2.0.into()));
         assert!(json["peer"].is_null());
+    }
+
+    #[test]
+    fn a_skipped_figure_is_reported_without_a_value() {
+        let figure = Figure::skipped("f", Better::Lower, "no such program").reach(3.0);
+        let json = serde_json::to_value(&figure).expect("plain data");
+        assert!(json["value"].is_null() && json["min"].is_null() && json["runs"] == 0);
+        assert_eq!((figure.is_reached(), figure.cells()[1].as_str()), (None, "skipped"));
     }
 
     #[test]

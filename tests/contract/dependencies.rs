@@ -44,7 +44,8 @@ const MAY_IMPORT: &[(&str, &[&str])] = &[
 
 /// Packages of others that only these rooms may import, and why.
 const CONFINED: &[(&str, &[&str], &str)] = &[
-    ("libp2p", &["peer"], "libp2p types never leave node/peer"),
+    // The benchmark measures the library by itself, beside the product.
+    ("libp2p", &["peer", "bench"], "libp2p types never leave node/peer"),
     ("rocksdb", &["node"], "the store is behind protocol::ports::Store"),
     ("tokio", NOT_PURE, "deciders neither wait nor spawn: time is an argument"),
     ("clap", &["node", "cli", "bootstrap", "testnet", "bench", "xtask"], "only doors read flags"),

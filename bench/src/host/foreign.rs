@@ -1,11 +1,17 @@
 //! How long programs take to start that nobody here changed, against the same programs started
 //! directly.
+//!
+//! The kernel shares processors out by session before it does so by process (autogroups), and a
+//! jailed program has a session of its own. So the one that is started directly has one, too: a
+//! shell that waits in it becomes the program when the clock begins.
 
-use std::{fs, path::Path, path::PathBuf, process::Command, time::Duration, time::Instant};
+use std::{fs, path::Path, process::Command, time::Duration, time::Instant};
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, bail, ensure};
 use protocol::proto::admin::{Exec, plugin_load_request::From};
+use rustix::fs::{CWD, Mode, mkfifoat};
 use testnet::{foreign::Foreign, process::Process};
+use tokio::{fs::File, io::AsyncWriteExt};
 
 use super::{Plan, left_out, stand::Stand};
 use crate::grpc::{Address, Call, Connection};
@@ -61,8 +67,8 @@ async fn of(plan: Plan, name: &str, language: &str, program: &Exec) -> Result<Fi
     stand.stop().await?;
     let method = format!(
         "a plain gRPC server in {language}; from the order to load it to its answer to a call \
-         through the peer, in the jail that is the default, against spawning the same command to \
-         its answer on its own Unix socket, tried every {ATTEMPT_EVERY:?}; {} starts each a run, \
+         through the peer, in the jail that is the default, against executing the same command, in a \
+         session of its own as well, to its answer on its own Unix socket, tried every {ATTEMPT_EVERY:?}; {} starts each a run, \
          in turns",
         plan.foreign_starts
     );
@@ -80,13 +86,21 @@ async fn through_the_peer(stand: &Stand, program: &Exec) -> Result<f64> {
     Ok(took.as_secs_f64() * 1_000.0)
 }
 
-/// Milliseconds from the spawn to an answered call.
+/// Milliseconds from the order to execute it to an answered call.
 async fn directly(stand: &Stand, program: &Exec) -> Result<f64> {
-    let socket = stand.world.path().join("direct.sock");
-    let _ = fs::remove_file(&socket);
-    let command = command(program, &socket)?;
-    let begun = Instant::now();
+    let (socket, order) =
+        (stand.world.path().join("direct.sock"), stand.world.path().join("direct.order"));
+    let _ = (fs::remove_file(&socket), fs::remove_file(&order));
+    mkfifoat(CWD, &order, Mode::RUSR | Mode::WUSR).context("no pipe to give the order through")?;
+    let command = command(program, &socket, &order)?;
     let process = Process::spawn("direct", command, stand.world.path())?;
+    // Opened when the shell has opened it, too.
+    let opening = async { File::options().write(true).open(&order).await };
+    let opened = tokio::time::timeout(ANSWERS_WITHIN, opening).await;
+    let mut opened = opened.with_context(|| process.evidence(20))??;
+    let begun = Instant::now();
+    opened.write_all(b"\n").await?;
+    opened.flush().await?;
     let until = begun + ANSWERS_WITHIN;
     let address = Address::Unix(socket);
     loop {
@@ -105,12 +119,14 @@ async fn answer(address: &Address) -> Result<()> {
     Connection::open(address).await?.call(&hello()).await.map(drop)
 }
 
-/// The command with what a shell of no particular kind would give it.
-fn command(program: &Exec, socket: &Path) -> Result<Command> {
-    let (executable, arguments) = program.argv.split_first().context("a command has a program")?;
-    let mut command = Command::new(PathBuf::from(executable));
-    command.args(arguments).current_dir(&program.working_dir).env_clear();
+/// The command with what a shell of no particular kind would give it, in a session of its own,
+/// executed when a line comes through `order`.
+fn command(program: &Exec, socket: &Path, order: &Path) -> Result<Command> {
+    let mut command = Command::new("setsid");
+    command.args(["sh", "-c", "read -r _ < \"$0\"; exec \"$@\""]).arg(order);
+    command.args(&program.argv).current_dir(&program.working_dir).env_clear();
     command.env("PATH", "/usr/local/bin:/usr/bin:/bin").env("HOME", "/tmp").env("LANG", "C.UTF-8");
     command.env("PYTHONUNBUFFERED", "1").env(SOCKET_VARIABLE, socket);
+    ensure!(!program.argv.is_empty(), "a command has a program");
     Ok(command)
 }

@@ -18,7 +18,7 @@ pub mod busy;
 mod foreign;
 mod leak;
 mod orphans;
-mod proc;
+pub mod proc;
 mod scale;
 mod stand;
 mod start;

@@ -1,17 +1,27 @@
-//! The peer that users run today: request and reply through a NATS server.
+//! What users run today: request and reply through a NATS server.
 //!
 //! A client of our own in its plain text protocol, one connection and one loop without a task for
 //! each request: the least that any client can do, so that the server is measured at its best.
 
-use std::{collections::HashMap, net::SocketAddr, time::Duration, time::Instant};
+use std::{process::Command, time::Duration};
 
 use anyhow::{Context, Result, bail, ensure};
 use bytes::{Buf, BytesMut};
+use futures::{FutureExt, future::LocalBoxFuture};
+use testnet::{cluster::World, process::Process};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 
+use super::{Group, STARTED_WITHIN, Started, Subject, address_in, programs, responder};
 use crate::grpc::{PAYLOAD, PREFIX};
-use crate::load::Sample;
+use crate::load::{self, Demand, Pipe, Sample};
+
+/// NATS with a responder behind it.
+pub const GROUP: Group = Group {
+    names: &["nats"],
+    start: |world| start(world).boxed_local(),
+    respond: Some(|address| respond(address).boxed_local()),
+};
 
 const SUBJECT: &str = "bench.echo";
 const INBOX: &str = "_INBOX.bench.";
@@ -20,9 +30,31 @@ const LINE_BYTES_MAX: usize = 16 * 1024;
 /// How long the server and the responder may take to be there.
 const PATIENCE: Duration = Duration::from_secs(10);
 
+/// The server, and a responder in a process of its own.
+async fn start(world: &World) -> Result<Started> {
+    let mut command = Command::new(programs("nats")?.path("NATS_SERVER")?);
+    command.args(["--addr", "127.0.0.1", "--port", "-1"]);
+    let server = Process::spawn("nats-server", command, world.path())?;
+    let listens = |text: &str| text.contains("Listening for client connections");
+    let address = server
+        .output()
+        .find(0, STARTED_WITHIN, |line| listens(&line.text).then(|| address_in(&line.text))?)
+        .await?;
+    let address = address.to_string();
+    let responder = responder(world, GROUP.names[0], &address).await?;
+    let asking = async {
+        let connection = Connection::open(&address, &format!("SUB {INBOX}* 1\r\n")).await?;
+        let mut nats = Nats { connection, served: [server, responder] };
+        nats.run(Demand::closed(1, Duration::ZERO)).await?;
+        anyhow::Ok(nats)
+    };
+    let nats = tokio::time::timeout(PATIENCE, asking).await.context("NATS does not answer")??;
+    Ok(vec![Box::new(nats)])
+}
+
 /// Answers every request with the payload behind the prefix, until the connection ends.
-pub async fn respond(address: SocketAddr) -> Result<()> {
-    let mut connection = Connection::open(address, &format!("SUB {SUBJECT} 1\r\n")).await?;
+async fn respond(address: String) -> Result<()> {
+    let mut connection = Connection::open(&address, &format!("SUB {SUBJECT} 1\r\n")).await?;
     println!("ready");
     loop {
         while let Some(message) = connection.next()? {
@@ -33,55 +65,44 @@ pub async fn respond(address: SocketAddr) -> Result<()> {
     }
 }
 
-/// A connection that asks.
-pub struct Load {
+/// A connection that asks, and who answers.
+struct Nats {
     connection: Connection,
-    /// The number of the next request: no two have the same, so that no answer counts twice.
-    next: u64,
+    served: [Process; 2],
 }
 
-impl Load {
-    /// Connects, and waits until a request is answered.
-    pub async fn connect(address: SocketAddr) -> Result<Self> {
-        let asking = async {
-            let connection = Connection::open(address, &format!("SUB {INBOX}* 1\r\n")).await?;
-            let mut load = Self { connection, next: 0 };
-            load.run(1, Duration::ZERO).await?;
-            anyhow::Ok(load)
-        };
-        tokio::time::timeout(PATIENCE, asking).await.context("NATS does not answer")?
+impl Subject for Nats {
+    fn name(&self) -> &'static str {
+        GROUP.names[0]
     }
 
-    /// Keeps `in_flight` requests going for `duration`: each is followed by the next at once.
-    pub async fn run(&mut self, in_flight: usize, duration: Duration) -> Result<Sample> {
-        let begun = Instant::now();
-        let mut sample = Sample::default();
-        let mut open = HashMap::with_capacity(in_flight);
-        for _ in 0..in_flight {
-            self.ask(&mut open);
-        }
-        while !open.is_empty() {
-            self.connection.exchange().await?;
-            while let Some(message) = self.connection.next()? {
-                let answer = message.payload.strip_prefix(PREFIX.as_slice());
-                ensure!(answer == Some(PAYLOAD.as_slice()), "an answer of another content");
-                let number = message.subject.strip_prefix(INBOX).and_then(|n| n.parse().ok());
-                let asked = number.and_then(|number: u64| open.remove(&number));
-                sample.note(asked.context("an answer that nobody waits for")?);
-                if begun.elapsed() < duration {
-                    self.ask(&mut open);
-                }
-            }
-        }
-        sample.took = begun.elapsed();
-        Ok(sample)
+    fn way(&self) -> &'static str {
+        "NATS, request and reply, one loop that writes in batches"
     }
 
-    fn ask(&mut self, open: &mut HashMap<u64, Instant>) {
-        let number = self.next;
-        self.next += 1;
-        open.insert(number, Instant::now());
-        self.connection.publish(SUBJECT, &format!("{INBOX}{number}"), PAYLOAD.len(), &[PAYLOAD]);
+    fn pids(&self) -> Vec<u32> {
+        self.served.iter().map(Process::pid).collect()
+    }
+
+    fn run(&mut self, demand: Demand) -> LocalBoxFuture<'_, Result<Sample>> {
+        load::pipelined(demand, &mut self.connection).boxed_local()
+    }
+}
+
+impl Pipe for Connection {
+    fn ask(&mut self, number: u64) {
+        self.publish(SUBJECT, &format!("{INBOX}{number}"), PAYLOAD.len(), &[PAYLOAD]);
+    }
+
+    async fn answered(&mut self, numbers: &mut Vec<u64>) -> Result<()> {
+        self.exchange().await?;
+        while let Some(message) = self.next()? {
+            let answer = message.payload.strip_prefix(PREFIX.as_slice());
+            ensure!(answer == Some(PAYLOAD.as_slice()), "an answer of another content");
+            let number = message.subject.strip_prefix(INBOX).and_then(|n| n.parse().ok());
+            numbers.push(number.context("an answer to nobody")?);
+        }
+        Ok(())
     }
 }
 
@@ -99,7 +120,7 @@ struct Connection {
 }
 
 impl Connection {
-    async fn open(address: SocketAddr, subscribe: &str) -> Result<Self> {
+    async fn open(address: &str, subscribe: &str) -> Result<Self> {
         let stream = TcpStream::connect(address).await.context("cannot connect to NATS")?;
         stream.set_nodelay(true)?;
         let greeting = b"CONNECT {\"verbose\":false,\"pedantic\":false,\"lang\":\"bench\"}\r\n";

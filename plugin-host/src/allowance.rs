@@ -167,10 +167,26 @@ impl Allowance {
         self.inner.state.lock().plan.mechanisms.clone()
     }
 
+    /// Those of them that somebody asked for.
+    pub(crate) fn asked(&self) -> Vec<Mechanism> {
+        let silent = limits::plan(&Resources::default(), &self.inner.warden.means).mechanisms;
+        self.mechanisms().into_iter().filter(|it| !silent.contains(it)).collect()
+    }
+
     /// Bytes of memory it may use.
     pub(crate) fn memory_limit(&self) -> Option<u64> {
         let state = self.inner.state.lock();
         state.resources.memory_bytes.filter(|_| self.inner.warden.means.memory_limits)
+    }
+
+    /// Bytes of memory that each of its processes may use by itself, where it is held like that.
+    pub(crate) fn memory_by_process(&self) -> Option<u64> {
+        self.inner.state.lock().plan.rlimits.data
+    }
+
+    /// What it may use, whoever holds it.
+    pub(crate) fn resources(&self) -> Resources {
+        self.inner.state.lock().resources
     }
 
     /// Bytes on disk that its own directories may hold.
@@ -211,7 +227,7 @@ impl Allowance {
         cage.map(|cage| cage.counts()).unwrap_or_default()
     }
 
-    /// Bytes of memory in use by the run, where its control group counts them.
+    /// Bytes of memory of the run that cannot be reclaimed, where its control group counts them.
     pub(crate) fn memory(&self) -> Option<u64> {
         self.live_cage()?.memory()
     }

@@ -67,7 +67,7 @@ pub use level::{Code, MakeRoutes};
 pub use lifecycle::State;
 pub use limits::Mechanism;
 pub use logs::{LogFilter, LogRecord, LogStream, Logs};
-pub use plan::state_dir;
+pub use plan::{mesh_socket, state_dir};
 pub use status::{
     ChangeError, Command, HostError, HostEvent, LoadError, LoadRequest, MeshDoor, Overrides,
     PluginStatus, ReadyPlugin, Source, Transition, UnknownPlugin, UnloadError,

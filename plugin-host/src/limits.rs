@@ -205,6 +205,24 @@ fn disk(plan: &mut Plan, asked: &Resources, means: &Means) {
     plan.note("disk_bandwidth", per_second(most), way);
 }
 
+/// Whether a program that was refused memory might end like this: by a signal that follows from a
+/// null pointer or from giving up, or with last words about it.
+pub(crate) fn may_be_memory<'a>(
+    signal: Option<i32>,
+    mut said: impl Iterator<Item = &'a str>,
+) -> bool {
+    /// SIGILL, SIGTRAP, SIGABRT, SIGBUS, SIGSEGV.
+    const GIVEN_UP: [i32; 5] = [4, 5, 6, 7, 11];
+    /// C and Go; Rust; C++; Python; JVM and Node.
+    const WORDS: [&str; 5] =
+        ["out of memory", "memory allocation of", "bad_alloc", "MemoryError", "OutOfMemory"];
+    let about = |line: &str| {
+        let line = line.to_ascii_lowercase();
+        WORDS.iter().any(|word| line.contains(&word.to_ascii_lowercase()))
+    };
+    signal.is_some_and(|signal| GIVEN_UP.contains(&signal)) || said.any(about)
+}
+
 impl Plan {
     fn note(&mut self, resource: &'static str, limit: impl fmt::Display, means: impl Into<String>) {
         let (limit, means) = (limit.to_string(), means.into());
@@ -276,6 +294,17 @@ mod tests {
         let without = plan(&asked, &Means { memory: None, ..ROOT });
         assert_eq!((without.needs.len(), without.rlimits.data), (0, Some(100 << 20)));
         assert!(means_of(&without, "memory").expect("told").starts_with("RLIMIT_DATA"));
+    }
+
+    #[test]
+    fn an_end_that_may_be_for_memory_is_told_from_one_that_is_not() {
+        let told = |signal, said: &str| may_be_memory(signal, said.lines());
+        assert!(told(Some(6), ""));
+        assert!(told(Some(11), "bye"));
+        assert!(told(None, "Traceback\nMemoryError"));
+        assert!(told(None, "fatal error: runtime: out of memory"));
+        assert!(!told(Some(15), "told to end"));
+        assert!(!told(None, "wrong password"));
     }
 
     #[test]

@@ -22,6 +22,11 @@ use crate::tokens::Tokens;
 /// Bytes of one line; what is longer is cut and says so. Long enough for a stack trace in JSON.
 pub const LINE_BYTES_MAX: usize = 16 * 1024;
 
+/// Bytes of what is kept of one plugin: messages and fields as they lie in memory. Ten thousand
+/// usual lines fit, so that their number is the bound that is met; lines of [`LINE_BYTES_MAX`]
+/// would else be 160 MB of them. What the host adds to each (who, when) is bounded by their number.
+const KEPT_BYTES_MAX: usize = 1 << 20;
+
 /// Lines that a plugin may say per second before further ones are counted instead of kept. A
 /// chatty server says tens; a loop gone wrong says hundreds of thousands.
 const LINES_PER_SECOND: f64 = 1_000.0;
@@ -128,6 +133,8 @@ struct Inner {
 
 struct Ring {
     records: VecDeque<Arc<LogRecord>>,
+    /// Of all of them, as [`weight`] has it.
+    bytes: usize,
     lost: u64,
     lost_untold: u64,
     lines: Tokens,
@@ -141,6 +148,7 @@ impl Logs {
     pub fn new(node_id: &str, service: &str, records_max: usize) -> Self {
         let ring = Ring {
             records: VecDeque::new(),
+            bytes: 0,
             lost: 0,
             lost_untold: 0,
             lines: Tokens::full(LINES_PER_SECOND, LINES_BURST, Instant::now()),
@@ -232,14 +240,39 @@ impl Logs {
             fields,
             stream,
         });
-        if ring.records.len() >= self.inner.records_max {
-            ring.records.pop_front();
+        ring.bytes += weight(&record);
+        ring.records.push_back(Arc::clone(&record));
+        // The newest stays, whatever it weighs: it is bounded by itself.
+        while ring.records.len() > self.inner.records_max
+            || (ring.bytes > KEPT_BYTES_MAX && ring.records.len() > 1)
+        {
+            let Some(oldest) = ring.records.pop_front() else { break };
+            ring.bytes -= weight(&oldest);
             ring.lost += 1;
         }
-        ring.records.push_back(Arc::clone(&record));
         // No follower is no error; when the last has gone, so does their queue.
         if ring.live.as_ref().is_some_and(|live| live.send(record).is_err()) {
             ring.live = None;
+        }
+    }
+}
+
+/// Bytes of what a line said.
+fn weight(record: &LogRecord) -> usize {
+    let fields = record.fields.iter();
+    record.message.len() + fields.map(|(key, value)| key.len() + weight_of(value)).sum::<usize>()
+}
+
+/// Bytes of a value, with those that any value takes. Lines are short, so this goes no deeper
+/// than a parser of JSON does.
+fn weight_of(value: &Value) -> usize {
+    const ANY: usize = size_of::<(String, Value)>();
+    ANY + match value {
+        Value::Null | Value::Bool(_) | Value::Number(_) => 0,
+        Value::String(text) => text.len(),
+        Value::Array(values) => values.iter().map(weight_of).sum(),
+        Value::Object(fields) => {
+            fields.iter().map(|(key, value)| key.len() + weight_of(value)).sum()
         }
     }
 }
@@ -436,6 +469,32 @@ mod tests {
             assert_eq!(record.message, line);
             assert_eq!(record.level, "info");
         }
+    }
+
+    #[test]
+    fn long_lines_and_many_fields_are_bounded_in_bytes_and_the_newest_stays() {
+        let kept = |line: &str| {
+            let logs = logs(10_000);
+            for _ in 0..1_000 {
+                // Not said by the plugin, so that no rate is in the way.
+                let Said { level, message, fields } = understand(line);
+                let mut ring = logs.inner.ring.lock();
+                logs.push(&mut ring, LogStream::Stderr, 7, level, message, fields);
+            }
+            let ring = logs.inner.ring.lock();
+            assert!(ring.bytes <= KEPT_BYTES_MAX, "{}", ring.bytes);
+            assert_eq!(ring.bytes, ring.records.iter().map(|it| weight(it)).sum::<usize>());
+            assert_eq!(ring.lost as usize, 1_000 - ring.records.len());
+            ring.records.len()
+        };
+        assert_eq!(
+            kept("a usual line of some eighty characters, as servers say them all day long"),
+            1_000
+        );
+        assert_eq!(kept(&"x".repeat(LINE_BYTES_MAX)), KEPT_BYTES_MAX / LINE_BYTES_MAX);
+        let fields: Vec<String> = (0..1_000).map(|n| format!("\"k{n}\":1")).collect();
+        let small = kept(&format!("{{\"message\":\"m\",{}}}", fields.join(",")));
+        assert!((1..50).contains(&small), "{small}");
     }
 
     #[test]

@@ -90,6 +90,11 @@ pub fn state_dir(data_dir: &Path, name: &str) -> PathBuf {
     data_dir.join("plugins").join(name).join("state")
 }
 
+/// Where the first instance of the plugin `name` reaches the mesh, seen from the node.
+pub fn mesh_socket(run_dir: &Path, name: &str) -> PathBuf {
+    run_dir.join("plugins").join(name).join("mesh.sock")
+}
+
 /// The paths of one instance of a plugin on this machine.
 #[derive(Debug, Clone)]
 pub(crate) struct Paths {

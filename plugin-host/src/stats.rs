@@ -14,6 +14,8 @@ const TICKS_PER_SECOND: f64 = 100.0;
 pub(crate) struct Sample {
     pub(crate) memory_bytes: u64,
     pub(crate) cpu_percent: f64,
+    /// Seconds of CPU time since the sample before; in the first, since the processes began.
+    pub(crate) cpu_used: f64,
     pub(crate) threads: u32,
     pub(crate) open_files: u32,
 }
@@ -55,7 +57,7 @@ impl Sampler {
             && !last.seen.is_empty()
         {
             last.at = now;
-            return Sample { cpu_percent: 0.0, ..last.sample };
+            return Sample { cpu_percent: 0.0, cpu_used: 0.0, ..last.sample };
         }
         let mut sample = Sample::default();
         let mut cpu_seconds = 0.0;
@@ -69,11 +71,13 @@ impl Sampler {
             sample.open_files += open as u32;
             seen.push((pid, stat));
         }
+        // A process that ended took its time with it: then this is the less.
+        let before = self.last.as_ref().map_or(0.0, |last| last.cpu_seconds);
+        sample.cpu_used = (cpu_seconds - before).max(0.0);
         if let Some(last) = &self.last {
             let seconds = now.saturating_duration_since(last.at).as_secs_f64();
             if seconds > 0.0 {
-                let used = cpu_seconds - last.cpu_seconds;
-                sample.cpu_percent = (used / seconds * 100.0).max(0.0);
+                sample.cpu_percent = sample.cpu_used / seconds * 100.0;
             }
         }
         self.last = Some(Last { at: now, cpu_seconds, sample, seen });

@@ -147,6 +147,8 @@ pub struct PluginStatus {
     pub memory_limit_bytes: Option<u64>,
     /// Of one core, since the sample before.
     pub cpu_percent: f64,
+    /// CPU time of all its runs in seconds, as far as it was sampled.
+    pub cpu_seconds: f64,
     /// Threads of its processes.
     pub threads: u32,
     /// Open descriptors of its processes.

@@ -191,3 +191,32 @@ async fn without_control_groups_what_is_not_enforced_is_said() {
     assert!(means(&status, "cpu").starts_with("not enforced"), "{status:#?}");
     assert!(!status.layers.iter().any(|layer| layer.starts_with("cgroup-v")), "{status:#?}");
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_end_for_memory_that_no_control_group_holds_is_said_as_a_guess() {
+    let world = World::with(|config| config.cgroups = CgroupPolicy::Off).await;
+    let loaded =
+        world.load_manifest(&manifest("glutton", "memory: 64"), &script("--eat 200")).await;
+    loaded.expect("it starts within its limit");
+    let ended = end_of(&world, "glutton").await;
+    let begins = "memory: it may have wanted more than 64 MiB";
+    assert!(ended.reason.starts_with(begins), "{}", ended.reason);
+    assert_eq!(ended.over_limit, 0, "nobody knows");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn memory_is_lowered_below_what_caches_hold() {
+    let world = World::with(|config| config.stats_interval = Duration::from_millis(200)).await;
+    let loaded =
+        world.load_manifest(&manifest("reader", "memory: 512"), &script("--fill 128")).await;
+    let status = loaded.expect("it starts");
+    let begun = Instant::now();
+    while world.host.info("reader").expect("there").disk_bytes < 128 << 20 {
+        assert!(begun.elapsed() < PATIENCE, "it does not fill its directory");
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+    let wish = Resources { memory_bytes: Some(64 << 20), ..Resources::default() };
+    let after = world.host.limit("reader", wish).await.expect("caches can be dropped");
+    assert_eq!((after.pid, after.memory_limit_bytes), (status.pid, Some(64 << 20)));
+    assert!(alive(after.pid.expect("it runs")));
+}

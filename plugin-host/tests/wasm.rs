@@ -9,7 +9,11 @@ use std::{
 };
 
 use blackhole_plugin_host::{LoadError, LoadRequest, PluginStatus, Source, State};
-use protocol::{failure::Reason, manifest::Isolation, ports::Call};
+use protocol::{
+    failure::Reason,
+    manifest::{Isolation, Resources},
+    ports::Call,
+};
 use support::{PATIENCE, World, body, call, message, read};
 use tokio::time::timeout;
 
@@ -194,4 +198,26 @@ async fn the_operator_can_want_more_than_a_guest_has() {
     let told = load(&world, &example()).await.expect_err("refused").to_string();
     assert!(told.contains("`wasm`") && told.contains("isolation_min: process"), "{told}");
     assert!(world.host.list().is_empty());
+}
+
+#[tokio::test]
+async fn the_memory_of_a_guest_changes_while_it_runs_and_nothing_else_of_it_can() {
+    let world = World::new().await;
+    // A hundred pages more are 6.4 MB.
+    let body = "(if (i32.eq (memory.grow (i32.const 100)) (i32.const -1)) (then unreachable)) \
+                (i64.const 0)";
+    let status = load_text(&world, &guest("", body)).await.expect("loads");
+    let (code, _, text) = say(&world, &status, to("/demo.v1.G/Do", b"x", None)).await;
+    assert_eq!(code, "8", "{text}");
+    let memory = Resources { memory_bytes: Some(16 << 20), ..Resources::default() };
+    let after = world.host.limit("g", memory).await.expect("changed");
+    let told = after.mechanisms.iter().find(|it| it.resource == "memory").expect("told");
+    assert_eq!((told.limit.as_str(), &told.means[..8]), ("16 MiB", "wasmtime"));
+    let (code, _, text) = say(&world, &status, to("/demo.v1.G/Do", b"x", None)).await;
+    assert_eq!(code, "0", "{text}");
+    let cpu = Resources { cpu_percent: Some(50), ..Resources::default() };
+    let refused = world.host.limit("g", cpu).await.expect_err("nothing could hold it");
+    assert!(refused.to_string().contains("a guest has no process"), "{refused}");
+    let told = world.host.info("g").expect("there").mechanisms;
+    assert!(told.iter().all(|it| it.means.starts_with("wasmtime")), "{told:#?}");
 }

@@ -171,31 +171,40 @@ impl fmt::Display for Residue {
     }
 }
 
-/// Control groups of instances of the plugin `name`, in every hierarchy, of the node that runs
-/// process `of`, which must be one of its plugins with a control group.
-pub fn control_groups(of: u32, name: &str) -> Vec<PathBuf> {
+/// The control groups, one in each hierarchy that it uses, of the node that runs process `of`,
+/// which must be one of its plugins with a control group.
+pub fn groups_of_node(of: u32) -> Vec<PathBuf> {
     let text = fs::read_to_string(format!("/proc/{of}/cgroup")).unwrap_or_default();
     let mut parts = text.lines().flat_map(|line| line.split('/'));
     let Some(node) = parts.find(|part| part.starts_with("blackhole-")) else { return Vec::new() };
     let mut found = Vec::new();
     let mut next = vec![PathBuf::from("/sys/fs/cgroup")];
     while let Some(dir) = next.pop() {
-        let of_node = dir.file_name().is_some_and(|name| name == node);
-        for entry in fs::read_dir(&dir).into_iter().flatten().flatten() {
-            if !entry.file_type().is_ok_and(|kind| kind.is_dir()) {
-                continue;
-            }
-            let own = entry.file_name().to_str().is_some_and(|found| {
-                found == name || found.strip_prefix(name).is_some_and(|end| end.starts_with('.'))
-            });
-            if of_node && own {
-                found.push(entry.path());
-            }
-            next.push(entry.path());
+        if dir.file_name().is_some_and(|name| name == node) {
+            found.push(dir);
+        } else {
+            next.extend(directories(&dir));
         }
     }
     found.sort();
     found
+}
+
+/// Control groups of instances of the plugin `name`, in every hierarchy, of the node that runs
+/// process `of`, as [`groups_of_node`] has it.
+pub fn control_groups(of: u32, name: &str) -> Vec<PathBuf> {
+    let own = |dir: &PathBuf| {
+        let found = dir.file_name().and_then(|found| found.to_str());
+        let end = found.and_then(|found| found.strip_prefix(name));
+        end.is_some_and(|end| end.is_empty() || end.starts_with('.'))
+    };
+    groups_of_node(of).iter().flat_map(|node| directories(node)).filter(own).collect()
+}
+
+fn directories(dir: &Path) -> Vec<PathBuf> {
+    let entries = fs::read_dir(dir).into_iter().flatten().flatten();
+    let kept = entries.filter(|entry| entry.file_type().is_ok_and(|kind| kind.is_dir()));
+    kept.map(|entry| entry.path()).collect()
 }
 
 /// Every file below `dir`; links are not followed.

@@ -79,6 +79,40 @@ async fn a_node_killed_in_the_midst_of_things_leaves_nobody_and_starts_cleanly()
     assert!(left.is_empty(), "{left:?}");
 }
 
+#[tokio::test]
+async fn control_groups_of_a_killed_node_go_with_the_next_host_and_those_of_the_living_stay() {
+    let world = World::new().must();
+    let counter = packages::plugin("counter").must();
+    let start =
+        async |name: &str| NodeSetup::peer(world.path(), "t-groups", name).start().await.must();
+    let (dead, alive) = (start("dead").await, start("alive").await);
+    let of_dead = residue::groups_of_node(dead.load(&counter).await.must().pid);
+    let of_alive = residue::groups_of_node(alive.load(&counter).await.must().pid);
+    // Where control groups cannot be used there are none of either.
+    assert_eq!(of_dead.is_empty(), of_alive.is_empty(), "{of_dead:?} {of_alive:?}");
+    assert!(of_dead.iter().all(|group| !of_alive.contains(group)), "{of_dead:?} {of_alive:?}");
+    let children = dead.kill().await.must();
+    until("nobody of it is left", ORPHANS_GONE_WITHIN, || async {
+        let left: Vec<_> = children.iter().filter(|child| child.still_runs()).collect();
+        if left.is_empty() { Ok(()) } else { Err(format!("{left:?}")) }
+    })
+    .await
+    .must();
+    let next = start("next").await;
+    let left: Vec<_> = of_dead.iter().filter(|group| group.exists()).collect();
+    assert!(left.is_empty(), "{left:?}");
+    let gone: Vec<_> = of_alive.iter().filter(|group| !group.exists()).collect();
+    assert!(gone.is_empty(), "{gone:?}");
+    // Nothing was pulled away from under the other.
+    alive.load(&packages::plugin("echo").must()).await.must();
+    assert_eq!(alive.plugin("counter").await.must().restarts, 0);
+    for node in [alive, next] {
+        assert!(node.stop().await.must().success());
+    }
+    let left: Vec<_> = of_alive.iter().filter(|group| group.exists()).collect();
+    assert!(left.is_empty(), "{left:?}");
+}
+
 fn load(path: String) -> admin::PluginLoadRequest {
     admin::PluginLoadRequest {
         from: Some(From::Path(path)),

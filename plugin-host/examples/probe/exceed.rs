@@ -18,7 +18,9 @@ pub fn exceed(options: &Options) {
         let own = std::path::Path::new(&socket).with_file_name("filled");
         for n in 0..fill.unwrap_or(0) {
             let part = own.with_extension(n.to_string());
-            std::fs::write(part, vec![7; 1 << 20]).expect("written");
+            std::fs::write(&part, vec![7; 1 << 20]).expect("written");
+            // On disk, so that memory holds it as a cache only.
+            std::fs::File::open(part).and_then(|file| file.sync_all()).expect("on disk");
         }
         while burn || !eaten.is_empty() {
             std::hint::spin_loop();

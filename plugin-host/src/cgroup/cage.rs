@@ -90,14 +90,11 @@ impl Cage {
         Ok(())
     }
 
-    /// Bytes of memory in use by it, caches included; `None` where it does not count them.
+    /// Bytes of its memory that the kernel could not take back: without the pages of files that
+    /// it can read again. `None` where they are not counted.
     pub(crate) fn memory(&self) -> Option<u64> {
         let (version, directory) = self.directories.get(&Controller::Memory)?;
-        let file = match version {
-            Version::V1 => "memory.usage_in_bytes",
-            Version::V2 => "memory.current",
-        };
-        fs::read_to_string(directory.join(file)).ok()?.trim().parse().ok()
+        held(*version, &fs::read_to_string(directory.join("memory.stat")).ok()?)
     }
 
     /// What limits did so far.
@@ -123,6 +120,18 @@ impl Cage {
     pub(crate) fn end(&self) -> io::Result<()> {
         self.directories().iter().try_for_each(|directory| remove(directory))
     }
+}
+
+/// What of `memory.stat` cannot be reclaimed. Source: kernel documentation, `cgroup-v2.rst` and
+/// `cgroup-v1/memory.rst`, *memory.stat*.
+fn held(version: Version, stat: &str) -> Option<u64> {
+    let (least, more): (&str, &[&str]) = match version {
+        Version::V1 => ("total_rss", &["total_shmem"]),
+        Version::V2 => ("anon", &["shmem", "slab_unreclaimable", "kernel_stack", "pagetables"]),
+    };
+    // Kernels differ in what else they tell.
+    let more = more.iter().filter_map(|key| keyed(stat, key)).sum::<u64>();
+    Some(keyed(stat, least)? + more)
 }
 
 /// The number after `key` in a file of `key number` lines.
@@ -202,6 +211,15 @@ mod tests {
         assert_eq!(keyed(text, "oom_kill"), Some(3));
         assert_eq!(keyed(text, "oom"), None);
         assert_eq!(keyed("", "max"), None);
+    }
+
+    #[test]
+    fn memory_that_the_kernel_takes_back_does_not_count() {
+        let v1 = "cache 900\nrss 7\ntotal_cache 900\ntotal_rss 40\ntotal_shmem 2\n";
+        assert_eq!(held(Version::V1, v1), Some(42));
+        let v2 = "anon 30\nfile 900\nkernel_stack 1\nshmem 2\nslab_reclaimable 900\n";
+        assert_eq!(held(Version::V2, v2), Some(33));
+        assert_eq!(held(Version::V2, "file 900\n"), None);
     }
 
     #[test]

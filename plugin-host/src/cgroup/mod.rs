@@ -11,6 +11,7 @@
 //! ```
 
 mod cage;
+mod claim;
 mod layout;
 
 use std::{
@@ -25,6 +26,7 @@ use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
 pub(crate) use cage::{Cage, Counts};
 pub(crate) use layout::{Controller, Version};
 
+use claim::Claim;
 use layout::Layout;
 
 /// How long what is left of an earlier host, or of a run, may take to disappear after SIGKILL.
@@ -38,6 +40,8 @@ const KILL_INTERVAL: Duration = Duration::from_millis(2);
 pub(crate) struct Groups {
     /// The host's subtree for each controller that it may use.
     bases: BTreeMap<Controller, (Version, PathBuf)>,
+    /// What makes them this host's, by directory.
+    claims: BTreeMap<PathBuf, Claim>,
     /// Why there is none, for people.
     pub(crate) missing: Option<String>,
 }
@@ -48,19 +52,22 @@ impl Groups {
         Self { missing: Some("the operator turned control groups off".into()), ..Self::default() }
     }
 
-    /// Finds out what this host may use, makes its subtree, and ends whatever an earlier host with
-    /// the same run directory left in it.
+    /// Finds out what this host may use, makes its subtree, ends whatever an earlier host with
+    /// the same run directory left in it, and removes what other hosts left that are gone.
     pub(crate) fn open(run_dir: &Path) -> Self {
         let mounts = fs::read_to_string("/proc/self/mounts").unwrap_or_default();
         let own = fs::read_to_string("/proc/self/cgroup").unwrap_or_default();
-        Self::within(&Layout::parse(&mounts, &own), &subtree_name(run_dir))
+        let groups = Self::within(&Layout::parse(&mounts, &own), &subtree_name(run_dir));
+        groups.claims.keys().for_each(|base| claim::sweep(base));
+        groups
     }
 
     fn within(layout: &Layout, name: &str) -> Self {
         let mut bases = BTreeMap::new();
+        let mut claims = BTreeMap::new();
         let mut missing = None;
         if let Some((_, own)) = &layout.unified {
-            match unified(own, name) {
+            match unified(own, name, &mut claims) {
                 Ok(controllers) => {
                     for controller in controllers {
                         bases.insert(controller, (Version::V2, own.join(name)));
@@ -75,7 +82,7 @@ impl Groups {
             }
             // A group that is seen from elsewhere may not be there; its mount point is.
             let base = if own.is_dir() { own.join(name) } else { mount.join(name) };
-            match fresh(&base) {
+            match claim_once(&base, &mut claims) {
                 Ok(()) => {
                     bases.insert(*controller, (Version::V1, base));
                 }
@@ -87,7 +94,7 @@ impl Groups {
         } else if missing.is_none() {
             missing = Some("no hierarchy with controllers is mounted".into());
         }
-        Self { bases, missing }
+        Self { bases, claims, missing }
     }
 
     /// The version in which `controller` can be used.
@@ -122,7 +129,8 @@ impl Groups {
         Ok(made)
     }
 
-    /// Removes the host's subtree and whatever is in it. Nothing of it is needed afterwards.
+    /// Removes the host's subtree and whatever is in it. Nothing of it is needed afterwards; it
+    /// stays this host's, so that nobody builds on what is being removed.
     pub(crate) fn close(&self) {
         for (_, base) in self.bases.values() {
             // Whatever cannot be removed now is removed at the next start.
@@ -136,11 +144,15 @@ fn subtree_name(run_dir: &Path) -> String {
     use sha2::{Digest, Sha256};
     let hash = Sha256::digest(run_dir.as_os_str().as_encoded_bytes());
     let number = hash[..6].iter().fold(0_u64, |sum, byte| sum << 8 | u64::from(*byte));
-    format!("blackhole-{number:012x}")
+    format!("{}{number:012x}", claim::PREFIX)
 }
 
 /// Makes the host's subtree in a version 2 hierarchy, with every controller that can be had.
-fn unified(own: &Path, name: &str) -> io::Result<Vec<Controller>> {
+fn unified(
+    own: &Path,
+    name: &str,
+    claims: &mut BTreeMap<PathBuf, Claim>,
+) -> io::Result<Vec<Controller>> {
     let there = fs::read_to_string(own.join("cgroup.controllers"))?;
     let offered: Vec<Controller> = Controller::ALL
         .into_iter()
@@ -161,7 +173,7 @@ fn unified(own: &Path, name: &str) -> io::Result<Vec<Controller>> {
         enable(own, &offered)?;
     }
     let base = own.join(name);
-    fresh(&base)?;
+    claim_once(&base, claims)?;
     enable(&base, &offered)?;
     Ok(offered)
 }
@@ -172,12 +184,16 @@ fn enable(directory: &Path, controllers: &[Controller]) -> io::Result<()> {
     fs::write(directory.join("cgroup.subtree_control"), words.join(" "))
 }
 
-/// An empty directory at `base`, whatever was there.
-fn fresh(base: &Path) -> io::Result<()> {
-    if base.exists() {
-        remove(base)?;
+/// An empty directory at `base` that is this host's. One hierarchy may have several controllers.
+fn claim_once(base: &Path, claims: &mut BTreeMap<PathBuf, Claim>) -> io::Result<()> {
+    if !claims.contains_key(base) {
+        claims.insert(base.into(), claim::claim(base)?);
     }
-    make_directory(base)
+    Ok(())
+}
+
+fn is_directory(entry: &fs::DirEntry) -> bool {
+    entry.file_type().is_ok_and(|kind| kind.is_dir())
 }
 
 fn make_directory(path: &Path) -> io::Result<()> {
@@ -203,10 +219,8 @@ pub(crate) fn remove(directory: &Path) -> io::Result<()> {
 
 fn remove_once(directory: &Path) -> io::Result<()> {
     kill(directory)?;
-    for entry in fs::read_dir(directory)?.flatten() {
-        if entry.file_type().is_ok_and(|kind| kind.is_dir()) {
-            remove_once(&entry.path())?;
-        }
+    for entry in fs::read_dir(directory)?.flatten().filter(is_directory) {
+        remove_once(&entry.path())?;
     }
     fs::remove_dir(directory)
 }

@@ -164,11 +164,9 @@ impl Host {
         let allowance = Allowance::new(seat.clone(), Arc::clone(&inner.warden), resources);
         status.memory_limit_bytes = allowance.memory_limit();
         access.set_bandwidth(allowance.network_bandwidth());
-        if program.manifest.isolation == Isolation::Process {
-            status.mechanisms = allowance.mechanisms();
-        } else {
+        status.mechanisms = level::mechanisms(program.manifest.isolation, &allowance);
+        if program.manifest.isolation != Isolation::Process {
             status.isolation = program.manifest.isolation.to_string();
-            status.mechanisms = level::mechanisms(&program.manifest);
         }
         status.group = group.as_ref().map(|it| (it.name().to_owned(), it.strategy()));
         let (orders, told) = mpsc::channel(ORDERS);
@@ -382,6 +380,7 @@ impl Inner {
             memory_bytes: 0,
             memory_limit_bytes: None,
             cpu_percent: 0.0,
+            cpu_seconds: 0.0,
             threads: 0,
             open_files: 0,
             disk_bytes: 0,

@@ -10,6 +10,7 @@ use super::{
     loaded::{self, Loaded},
 };
 use crate::{
+    level,
     lifecycle::State,
     plugin::Order,
     status::{ChangeError, LoadError, PluginStatus, UnknownPlugin},
@@ -106,6 +107,10 @@ impl Host {
         let entry = self.entry(name)?;
         let _one_at_a_time = entry.life.change().await;
         let entry = self.same(name, &entry)?;
+        let isolation = entry.program.as_ref().map(|program| program.manifest.isolation);
+        let isolation = isolation.unwrap_or_default();
+        level::may_limit(isolation, &wish)
+            .map_err(|why| LoadError::Invalid(format!("{name}: limits stay as they are: {why}")))?;
         for instance in &entry.instances {
             let allowance = instance.allowance.clone();
             let changed = tokio::task::spawn_blocking(move || allowance.change(&wish)).await;
@@ -116,7 +121,7 @@ impl Host {
             entry.access.set_bandwidth(instance.allowance.network_bandwidth());
             let mut status = instance.status.lock();
             status.memory_limit_bytes = instance.allowance.memory_limit();
-            status.mechanisms = instance.allowance.mechanisms();
+            status.mechanisms = level::mechanisms(isolation, &instance.allowance);
         }
         let mut remembered = entry.loaded.clone();
         remembered.limits = wish.over(&remembered.limits);

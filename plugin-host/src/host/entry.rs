@@ -166,6 +166,7 @@ fn together(instances: &[PluginStatus]) -> PluginStatus {
         all.last_restart = all.last_restart.max(one.last_restart);
         all.memory_bytes += one.memory_bytes;
         all.cpu_percent += one.cpu_percent;
+        all.cpu_seconds += one.cpu_seconds;
         all.threads += one.threads;
         all.open_files += one.open_files;
         all.disk_bytes += one.disk_bytes;

@@ -15,7 +15,7 @@ mod wasm;
 
 use std::{sync::Arc, time::Duration};
 
-use protocol::manifest::{Isolation, Manifest};
+use protocol::manifest::{Isolation, Resources};
 use tokio::time::Instant;
 
 pub use code::{Code, MakeRoutes};
@@ -23,6 +23,7 @@ pub(crate) use inside::Door;
 use inside::Inside;
 
 use crate::{
+    allowance::Allowance,
     config::HostConfig,
     limits::{Mechanism, Size},
     logs::Logs,
@@ -86,18 +87,58 @@ pub(crate) fn allow(asked: Isolation, least: Isolation) -> Result<(), String> {
 /// Bytes of memory of one call of a guest where its manifest does not say.
 const GUEST_MEMORY_BYTES: u64 = 64 << 20;
 
-/// By what means the limits of a plugin hold that runs within this process.
-pub(crate) fn mechanisms(manifest: &Manifest) -> Vec<Mechanism> {
-    if manifest.isolation != Isolation::Wasm {
-        return Vec::new();
+/// By what means the limits of a plugin at this level hold.
+pub(crate) fn mechanisms(level: Isolation, allowance: &Allowance) -> Vec<Mechanism> {
+    let without = |why: &str| {
+        let asked = allowance.asked().into_iter();
+        let means = format!("not enforced: {why}");
+        asked.map(move |it| Mechanism { means: means.clone(), ..it }).collect::<Vec<_>>()
+    };
+    match level {
+        Isolation::None | Isolation::Thread => {
+            without("it runs within the node, and uses what the node may use")
+        }
+        Isolation::Wasm => {
+            let held = |resource, limit: String, means: &str| Mechanism {
+                resource,
+                limit,
+                means: means.into(),
+            };
+            let mut all = vec![
+                held(
+                    "memory",
+                    Size(guest_memory(allowance)).to_string(),
+                    "wasmtime, for each call",
+                ),
+                held("cpu_seconds", "the call's deadline, 30 s at most".into(), "wasmtime epochs"),
+            ];
+            let others = without("a guest has no process that it could hold");
+            all.extend(others.into_iter().filter(|it| it.resource != "memory"));
+            all
+        }
+        Isolation::Process | Isolation::Container | Isolation::Vm => allowance.mechanisms(),
     }
-    let memory = manifest.resources.memory_bytes.unwrap_or(GUEST_MEMORY_BYTES);
-    let held =
-        |resource, limit: String, means: &str| Mechanism { resource, limit, means: means.into() };
-    vec![
-        held("memory", Size(memory).to_string(), "wasmtime, for each call"),
-        held("cpu_seconds", "the call's deadline, 30 s at most".into(), "wasmtime epochs"),
-    ]
+}
+
+/// Bytes of memory that one call of a guest may use now.
+fn guest_memory(allowance: &Allowance) -> u64 {
+    allowance.resources().memory_bytes.unwrap_or(GUEST_MEMORY_BYTES)
+}
+
+/// Whether what `wish` names can be changed for a plugin at this level; an error is the sentence
+/// that refuses it.
+pub(crate) fn may_limit(level: Isolation, wish: &Resources) -> Result<(), String> {
+    let memory_only = Resources { memory_bytes: wish.memory_bytes, ..Resources::default() };
+    match level {
+        Isolation::None | Isolation::Thread => Err(format!(
+            "it runs within the node (isolation {level}), where nothing holds a limit; run it at \
+             level `process`"
+        )),
+        Isolation::Wasm if *wish != memory_only => {
+            Err("a guest has no process: its memory is all that can be limited".into())
+        }
+        _ => Ok(()),
+    }
 }
 
 /// A plugin that was started, whatever holds it.
@@ -156,12 +197,12 @@ pub(crate) async fn start_inside(
     guests: &Arc<Guests>,
     config: &HostConfig,
     program: &Program,
-    logs: &Logs,
+    (allowance, logs): (&Allowance, &Logs),
     deadline: Instant,
 ) -> Result<Inside, StartFailure> {
     match &program.code {
         Some(code) => code.start(program.manifest.name.as_str()).await,
-        None => start_guest(guests, config, program, logs, deadline).await,
+        None => start_guest(guests, config, program, (allowance, logs), deadline).await,
     }
 }
 
@@ -170,10 +211,10 @@ async fn start_guest(
     guests: &Arc<Guests>,
     config: &HostConfig,
     program: &Program,
-    logs: &Logs,
+    given: (&Allowance, &Logs),
     deadline: Instant,
 ) -> Result<Inside, StartFailure> {
-    wasm::start(guests, config, program, logs, deadline).await
+    wasm::start(guests, config, program, given, deadline).await
 }
 
 #[cfg(not(feature = "wasm"))]
@@ -181,7 +222,7 @@ async fn start_guest(
     _: &Arc<Guests>,
     _: &HostConfig,
     _: &Program,
-    _: &Logs,
+    _: (&Allowance, &Logs),
     _: Instant,
 ) -> Result<Inside, StartFailure> {
     Err(StartFailure::new("isolation", "this node was built without the feature `wasm`"))

@@ -82,8 +82,9 @@ impl Supervisor {
     pub(super) async fn begin_inside(&self, deadline: Instant) -> Result<Begun, NotStarted> {
         let context = &self.context;
         let (guests, config) = (&context.guests, &context.config);
-        let (program, logs) = (&context.program, &context.logs);
-        let inside = level::start_inside(guests, config, program, logs, deadline.into()).await?;
+        let given = (&context.allowance, &context.logs);
+        let program = &context.program;
+        let inside = level::start_inside(guests, config, program, given, deadline.into()).await?;
         Ok(Begun {
             address: Address::Inside(inside.door()),
             layers: inside.layers.clone(),

@@ -10,14 +10,15 @@ use tokio::{
     time::{sleep, sleep_until, timeout},
 };
 
-use super::{Order, Run, Supervisor, told};
+use super::{Order, Run, Supervisor, TAIL_LINES, told};
 use crate::{
     allowance, beat,
     channel::Channel,
     config::HealthCheck,
     contract, level,
     lifecycle::Step,
-    limits::Size,
+    limits::{self, Size},
+    logs::LogStream,
     process::End,
     ready::{self, Health},
     stats::Sampler,
@@ -212,6 +213,7 @@ impl Supervisor {
                 let mut status = self.context.status.lock();
                 status.memory_bytes = sample.memory_bytes;
                 status.cpu_percent = sample.cpu_percent;
+                status.cpu_seconds += sample.cpu_used;
                 status.threads = sample.threads;
                 status.open_files = sample.open_files;
                 status.disk_bytes = disk.unwrap_or(status.disk_bytes);
@@ -275,7 +277,7 @@ impl Supervisor {
         } else if end.signal == Some(FILE_TOO_LARGE) {
             Some("file_size: it wrote a larger file than it may".into())
         } else {
-            None
+            return self.perhaps_for_memory(end, reason);
         };
         match cause {
             Some(cause) => {
@@ -284,6 +286,22 @@ impl Supervisor {
             }
             None => reason,
         }
+    }
+
+    /// Where memory is limited process by process, what is over is refused, and the program ends as
+    /// it likes: nobody knows why but itself. What it did and said may tell.
+    fn perhaps_for_memory(&self, end: End, reason: String) -> String {
+        let Some(most) = self.context.allowance.memory_by_process().filter(|_| !end.is_clean())
+        else {
+            return reason;
+        };
+        let tail = self.context.logs.tail(TAIL_LINES);
+        let said = tail.iter().filter(|record| record.stream != LogStream::Supervisor);
+        if !limits::may_be_memory(end.signal, said.map(|record| record.message.as_str())) {
+            return reason;
+        }
+        let most = Size(most);
+        format!("memory: it may have wanted more than {most}, which RLIMIT_DATA refuses; {reason}")
     }
 
     /// When the next round of something that is due every `interval` comes.

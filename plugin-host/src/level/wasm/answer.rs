@@ -23,7 +23,11 @@ use wasmtime::InstancePre;
 
 use super::guest::{self, MESSAGE_BYTES_MAX, Order, Outcome, State};
 use crate::{
-    level::inside::{Answer, Ender},
+    allowance::Allowance,
+    level::{
+        guest_memory,
+        inside::{Answer, Ender},
+    },
     logs::Logs,
 };
 
@@ -39,7 +43,8 @@ const PREFIX: usize = 5;
 /// A guest that answers calls.
 pub(super) struct Guest {
     module: InstancePre<State>,
-    memory_max: usize,
+    /// Asked at every call: it may change meanwhile.
+    allowance: Allowance,
     /// Methods that stream in one direction or both.
     streaming: HashSet<String>,
     logs: Logs,
@@ -53,7 +58,7 @@ impl Guest {
     /// `threshold` calls in a row that break end the run.
     pub(super) fn new(
         module: InstancePre<State>,
-        memory_max: usize,
+        allowance: Allowance,
         descriptors: Option<&[u8]>,
         logs: Logs,
         threshold: u32,
@@ -61,7 +66,7 @@ impl Guest {
     ) -> Self {
         Self {
             module,
-            memory_max,
+            allowance,
             streaming: descriptors.map(streaming).unwrap_or_default(),
             logs,
             at_once: Arc::new(Semaphore::new(CALLS_AT_ONCE)),
@@ -93,6 +98,7 @@ impl Guest {
         let turn = Arc::clone(&self.at_once).acquire_owned();
         let turn = timeout_at(until.into(), turn).await.map_err(|_| over())?;
         let gone = Gone(Arc::new(AtomicBool::new(false)));
+        let memory = guest_memory(&self.allowance);
         let (this, flag) = (Arc::clone(&self), Arc::clone(&gone.0));
         let outcome = spawn_blocking(move || {
             let _turn = turn;
@@ -103,7 +109,7 @@ impl Guest {
                     message: &message,
                     until,
                     gone: flag,
-                    memory_max: this.memory_max,
+                    memory_max: usize::try_from(memory).unwrap_or(usize::MAX),
                     logs: this.logs.clone(),
                 },
             )

@@ -30,8 +30,10 @@ use tokio::time::{Instant, timeout_at};
 use wasmtime::{Config, Engine, InstancePre, Module, Strategy};
 
 use self::{answer::Guest, guest::State};
-use super::{GUEST_MEMORY_BYTES, inside::Inside};
-use crate::{config::HostConfig, logs::Logs, process::StartFailure, source::Program};
+use super::inside::Inside;
+use crate::{
+    allowance::Allowance, config::HostConfig, logs::Logs, process::StartFailure, source::Program,
+};
 
 /// The largest guest: compiled Go or Rust services have a few megabytes.
 const MODULE_BYTES_MAX: u64 = 64 << 20;
@@ -125,7 +127,7 @@ pub(super) async fn start(
     guests: &Arc<Guests>,
     config: &HostConfig,
     program: &Program,
-    logs: &Logs,
+    (allowance, logs): (&Allowance, &Logs),
     deadline: Instant,
 ) -> Result<Inside, StartFailure> {
     let refused = |reason: String| StartFailure::new("wasm", reason);
@@ -139,14 +141,12 @@ pub(super) async fn start(
         Ok(Err(_)) => return Err(refused("the compiler gave up on it".into())),
         Err(_) => return Err(refused("it was not compiled before the start deadline".into())),
     };
-    let bytes = program.manifest.resources.memory_bytes.unwrap_or(GUEST_MEMORY_BYTES);
-    let memory_bytes = usize::try_from(bytes).unwrap_or(usize::MAX);
     let layers = ["wasm-sandbox", "memory-limit", "time-limit", "no-files", "no-network"];
     let layers = layers.map(str::to_owned).to_vec();
     let threshold = program.manifest.health.threshold.unwrap_or(config.health.threshold);
     let descriptors = program.descriptors.clone();
-    let logs = logs.clone();
+    let (allowance, logs) = (allowance.clone(), logs.clone());
     Ok(Inside::begin(layers, |ender| {
-        Arc::new(Guest::new(prepared, memory_bytes, descriptors.as_deref(), logs, threshold, ender))
+        Arc::new(Guest::new(prepared, allowance, descriptors.as_deref(), logs, threshold, ender))
     }))
 }

@@ -10,6 +10,7 @@ fn main() -> Result<(), Box<dyn Error>> {
         "blackhole/admin/v1/admin.proto",
         "blackhole/identity/v1/identity.proto",
         "blackhole/plugin/v1/lifecycle.proto",
+        "blackhole/telemetry/v1/telemetry.proto",
     ];
     let descriptors = protox::compile(files, ["proto"])?;
     let contracts = Path::new(&env::var("OUT_DIR")?).join("contracts.bin");

@@ -3,6 +3,7 @@
 
 mod check;
 mod limit;
+mod log;
 
 use std::{path::PathBuf, time::Duration};
 
@@ -16,6 +17,7 @@ use crate::{failed::EXIT_CODES, places::Wishes, units::parse_timeout};
 
 pub use check::Check;
 pub use limit::Limit;
+pub use log::{Level, Log};
 
 const EXAMPLES: &str = "Examples:
   blackhole init && blackhole start        prepare a node here, then run it
@@ -97,6 +99,9 @@ pub enum Command {
     Registry(Registry),
     /// Say which provider a call would go to now, and why; or make one and tell every step of it
     Explain(Explain),
+    /// See and change what the node itself logs
+    #[command(subcommand)]
+    Log(Log),
     /// Look at configuration files
     #[command(subcommand)]
     Config(Config),

@@ -50,7 +50,7 @@ pub enum PeerCommand {
 /// `bh-peer service NAME`.
 #[derive(Debug, Args)]
 pub struct ServiceArgs {
-    /// identity
+    /// identity or telemetry
     pub name: String,
     /// Serve on this Unix socket.
     #[arg(long, value_name = "PATH")]

@@ -12,10 +12,14 @@ use protocol::{
 use tokio::net::UnixListener;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
+use crate::services::figures::{LateNode, OfNode};
+
 /// Serves the mesh to plugins; who calls is known by the socket.
 pub struct Door {
     /// What all listeners of the node share.
     pub grpc: Grpc,
+    /// What the node tells of itself to whoever is granted that.
+    pub node: LateNode,
     /// Carries the calls that are granted.
     pub mesh: Arc<dyn Invoke>,
     /// Owns the servers.
@@ -32,8 +36,10 @@ impl MeshDoor for Door {
         match UnixListener::from_std(listener) {
             Ok(listener) => {
                 let caller = Caller::Plugin(plugin.into());
+                let figures = OfNode::routes(Arc::clone(&access), self.node.clone());
                 let granted = Granted { access, mesh: Arc::clone(&self.mesh) };
                 let grpc = self.grpc.clone().through(Arc::new(granted));
+                let grpc = grpc.with_routes([OfNode::name()], &figures.into_axum_router());
                 self.servers.spawn(serve_grpc(listener, grpc, caller, closed.clone(), self.drain));
             }
             Err(error) => tracing::error!(plugin, %error, "cannot serve the mesh to the plugin"),

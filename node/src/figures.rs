@@ -1,14 +1,16 @@
-//! The plugins on the metrics page: what the host counts of each process, and what each counts of
-//! itself. Read when the page is asked for; nothing is kept.
+//! The node, its mesh and its plugins on the metrics page: what the host counts of each process,
+//! and what each counts of itself. Read when the page is asked for; nothing is kept.
 
-use std::fmt;
+use std::{fmt, time::Instant};
 
 use plugin_host::{Host, PluginStatus};
 use prometheus_client::{
     collector::Collector,
     encoding::{DescriptorEncoder, EncodeMetric},
-    metrics::{MetricType, gauge::ConstGauge},
+    metrics::{MetricType, counter::ConstCounter, gauge::ConstGauge},
 };
+
+use crate::{knowledge::Knowledge, usage::Usage};
 
 /// A label and its value.
 type Labels = Vec<(String, String)>;
@@ -33,16 +35,70 @@ const OF_THE_HOST: [Figure; 8] = [
     }),
 ];
 
-/// Every plugin of this node.
-pub struct Figures(pub Host);
+/// This node and its place in the mesh.
+pub struct OfNode {
+    pub knowledge: Knowledge,
+    pub began: Instant,
+}
 
-impl fmt::Debug for Figures {
+impl fmt::Debug for OfNode {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("Figures")
+        f.write_str("OfNode")
     }
 }
 
-impl Collector for Figures {
+impl Collector for OfNode {
+    fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> Result<(), fmt::Error> {
+        let mut gauge = |name: &str, help: &str, value: f64| {
+            let gauge = encoder.encode_descriptor(name, help, None, MetricType::Gauge)?;
+            ConstGauge::new(value).encode(gauge)
+        };
+        let view = self.knowledge.peer().view();
+        let offers = self.knowledge.offers();
+        let providers: usize = offers.values().map(Vec::len).sum();
+        let uptime = self.began.elapsed().as_secs_f64();
+        gauge("blackhole_node_uptime_seconds", "Since the node began", uptime)?;
+        let memory = Usage::memory_bytes() as f64;
+        gauge("blackhole_node_memory_bytes", "Resident memory of the node itself", memory)?;
+        gauge("blackhole_node_threads", "Threads of the node itself", Usage::threads().into())?;
+        let files = Usage::open_files().into();
+        gauge("blackhole_node_open_files", "Open descriptors of the node itself", files)?;
+        gauge("blackhole_mesh_peers", "Connected peers of the network", view.peers.len() as f64)?;
+        gauge("blackhole_mesh_peers_known", "Peers it could dial", view.known as f64)?;
+        gauge("blackhole_mesh_services", "Services known in the mesh", offers.len() as f64)?;
+        gauge("blackhole_mesh_providers", "Providers of them, all together", providers as f64)?;
+        let mut counter = |name: &str, help: &str, value: f64| {
+            let counter = encoder.encode_descriptor(name, help, None, MetricType::Counter)?;
+            ConstCounter::new(value).encode(counter)
+        };
+        let cpu = Usage::cpu_seconds();
+        counter("blackhole_node_cpu_seconds", "User and system time of the node itself", cpu)?;
+        let totals = view.counters;
+        for (name, help, total) in [
+            ("blackhole_mesh_connections", "Connections established", totals.established),
+            ("blackhole_mesh_connections_closed", "Connections ended", totals.closed),
+            ("blackhole_mesh_connections_refused", "Refused by a limit", totals.refused),
+            ("blackhole_mesh_dials", "Dials begun", totals.dials),
+            ("blackhole_mesh_dials_failed", "Dials that reached nobody", totals.dials_failed),
+            ("blackhole_mesh_gossip", "Gossip messages received", totals.gossip_received),
+            ("blackhole_mesh_gossip_dropped", "Those without room", totals.gossip_dropped),
+        ] {
+            counter(name, help, total as f64)?;
+        }
+        Ok(())
+    }
+}
+
+/// Every plugin of this node.
+pub struct OfPlugins(pub Host);
+
+impl fmt::Debug for OfPlugins {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("OfPlugins")
+    }
+}
+
+impl Collector for OfPlugins {
     fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> Result<(), fmt::Error> {
         let plugins = self.0.list();
         let instances: Vec<&PluginStatus> =
@@ -57,6 +113,25 @@ impl Collector for Figures {
                 let labels = of(one);
                 ConstGauge::new(read(one)).encode(family.encode_family(&labels)?)?;
             }
+        }
+        let (name, help) = ("blackhole_plugin_memory_limit_bytes", "What it may use; none without");
+        let mut family = encoder.encode_descriptor(name, help, None, MetricType::Gauge)?;
+        for one in &instances {
+            let Some(limit) = one.memory_limit_bytes else { continue };
+            let labels = of(one);
+            ConstGauge::new(limit as f64).encode(family.encode_family(&labels)?)?;
+        }
+        let (name, help) = ("blackhole_plugin_cpu_seconds", "CPU time of all its runs, as sampled");
+        let mut family = encoder.encode_descriptor(name, help, None, MetricType::Counter)?;
+        for one in &instances {
+            let labels = of(one);
+            ConstCounter::new(one.cpu_seconds).encode(family.encode_family(&labels)?)?;
+        }
+        let (name, help) = ("blackhole_plugin_logs_lost", "Lines its log had no room for");
+        let mut family = encoder.encode_descriptor(name, help, None, MetricType::Counter)?;
+        for plugin in &plugins {
+            let labels = [("plugin", plugin.name.as_str())];
+            ConstCounter::new(plugin.logs_lost).encode(family.encode_family(&labels)?)?;
         }
         if instances.iter().all(|one| one.metrics.is_empty()) {
             return Ok(());

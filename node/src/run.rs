@@ -32,13 +32,14 @@ use crate::{
     config::{self, Settings},
     data::{DataDir, prepare_run_dir},
     door::Door,
-    figures::Figures,
+    figures::{OfNode, OfPlugins},
     health::Health,
     knowledge::Knowledge,
     late::Late,
     local::LocalPlugins,
     log,
     meters::PluginMeters,
+    metrics,
     pace::{Pace, until},
     services,
     signals::{Signals, Told},
@@ -96,6 +97,7 @@ struct Build {
     data: DataDir,
     key: NodeKey,
     database: Database,
+    log: log::Level,
 }
 
 impl Build {
@@ -106,13 +108,14 @@ impl Build {
         prepare_run_dir(&settings.run_dir)?;
         let database = Database::open(&data.path().join("store"))?;
         let name = name_of(&settings, key.peer_id());
-        log::start(&settings.log_level, settings.json, &name).map_err(anyhow::Error::msg)?;
-        Ok(Self { settings, voice, data, key, database })
+        let log = log::start(&settings.log_level, settings.json, &name);
+        let log = log.map_err(anyhow::Error::msg)?;
+        Ok(Self { settings, voice, data, key, database, log })
     }
 
     #[allow(clippy::too_many_lines, reason = "one list of what is wired to what, in its order")]
     async fn start(self) -> anyhow::Result<Running> {
-        let Self { settings, voice, data, key, database } = self;
+        let Self { settings, voice, data, key, database, log } = self;
         let signals = Signals::listen()?;
         let sockets = Sockets::bind(&settings).await?;
         let mut registry = Registry::default();
@@ -145,7 +148,9 @@ impl Build {
         let catalog = MeshCatalog::new(knowledge.clone(), tables.subscribe(), stop.clone());
         let grpc = Grpc::new(Arc::new(router.clone()), Arc::new(catalog));
         let servers = TaskTracker::new();
+        let late_node = services::figures::LateNode::default();
         let door = Arc::new(Door {
+            node: late_node.clone(),
             grpc: grpc.clone(),
             mesh: Arc::new(router.clone()),
             servers: servers.clone(),
@@ -156,7 +161,9 @@ impl Build {
             Host::start(host_config(&settings, key.peer_id()), database.space("host"), door)
                 .await?;
         plugins.give(host.channels());
-        registry.register_collector(Box::new(Figures(host.clone())));
+        let began = Instant::now();
+        registry.register_collector(Box::new(OfNode { knowledge: knowledge.clone(), began }));
+        registry.register_collector(Box::new(OfPlugins(host.clone())));
         registry.register_collector(Box::new(PluginMeters(host.clone())));
         let steps = host.transitions();
         let ready = ready(&settings, &sockets, &peer);
@@ -168,10 +175,14 @@ impl Build {
             router,
             database,
             usage: Usage::new(),
-            began: Instant::now(),
+            log,
+            registry: Arc::new(registry),
+            began,
             unreachable: Mutex::default(),
             stop: stop.clone(),
         });
+        // Only the first counts, and this is it.
+        let _ = late_node.set(Arc::downgrade(&node));
         let running = Running {
             node,
             voice,
@@ -186,7 +197,7 @@ impl Build {
             signals,
             _files: Arc::clone(&sockets.files),
         };
-        running.serve(sockets, &grpc, registry);
+        running.serve(sockets, &grpc);
         Ok(running)
     }
 }
@@ -228,6 +239,7 @@ fn host_config(settings: &Settings, id: PeerId) -> HostConfig {
         threshold: watch.unhealthy_threshold,
     };
     config.log_records_kept = watch.log_lines;
+    config.stats_interval = watch.sample_interval;
     config.restart = watch.restart.clone();
     config.plugins_max = watch.plugins_max;
     config.groups = settings.groups.clone();
@@ -275,7 +287,7 @@ struct Running {
 }
 
 impl Running {
-    fn serve(&self, sockets: Sockets, grpc: &Grpc, registry: Registry) {
+    fn serve(&self, sockets: Sockets, grpc: &Grpc) {
         let stop = || self.node.stop.clone();
         let admin = AdminServer::new(AdminService(Arc::clone(&self.node)));
         let admin = grpc.clone().with_routes(
@@ -297,7 +309,7 @@ impl Running {
             servers.spawn(serve_http(listener, routes, stop(), DRAIN_MAX));
         }
         if let Some(listener) = sockets.metrics {
-            let routes = gateway::metrics_routes(Arc::new(registry));
+            let routes = metrics::routes(&self.node.registry, self.node.host.clone());
             servers.spawn(serve_http(listener, routes, stop(), DRAIN_MAX));
         }
     }
@@ -415,23 +427,23 @@ impl Running {
         }
     }
 
-    /// Reads the configuration file again and hands each service its part where that changed.
-    /// Everything else in it waits for the next start.
+    /// Reads the configuration file again, hands each service its part where that changed, and
+    /// logs as it says. Everything else in it waits for the next start.
     fn read_again(&self) {
-        let settings = &self.node.settings;
-        match config::services_again(settings) {
-            Ok(services) => {
-                for (name, service) in services {
-                    if self.node.host.configure(&name, service.part).is_err() {
-                        let text = format!("services.{name} is new: it starts with the next start");
-                        self.voice.say(&Say::Warning(&text));
-                    }
-                }
+        let warn = |text: String| self.voice.say(&Say::Warning(&text));
+        let again = match config::again(&self.node.settings) {
+            Ok(again) => again,
+            Err(error) => return warn(format!("the configuration stays as it was: {error}")),
+        };
+        for (name, service) in again.services {
+            if self.node.host.configure(&name, service.part).is_err() {
+                warn(format!("services.{name} is new: it starts with the next start"));
             }
-            Err(error) => {
-                let text = format!("the configuration stays as it was: {error}");
-                self.voice.say(&Say::Warning(&text));
-            }
+        }
+        let Some(level) = again.log_level else { return };
+        match self.node.log.set(&level) {
+            Ok(before) => tracing::info!(%level, %before, "the configuration was read again"),
+            Err(reason) => warn(format!("monitoring.logLevel stays as it was: {reason}")),
         }
     }
 

@@ -26,6 +26,21 @@ impl Usage {
         pages * rustix::param::page_size() as u64
     }
 
+    /// User and system time since this process began.
+    pub fn cpu_seconds() -> f64 {
+        cpu_ticks() as f64 / rustix::param::clock_ticks_per_second() as f64
+    }
+
+    /// Its threads.
+    pub fn threads() -> u32 {
+        entries("/proc/self/task")
+    }
+
+    /// Its open descriptors, the one that counts them included.
+    pub fn open_files() -> u32 {
+        entries("/proc/self/fd")
+    }
+
     /// Percent of one core since the sample before.
     pub fn cpu_percent(&self) -> f64 {
         let mut last = self.last.lock();
@@ -38,6 +53,10 @@ impl Usage {
         }
         last.2
     }
+}
+
+fn entries(directory: &str) -> u32 {
+    fs::read_dir(directory).map_or(0, |entries| entries.count() as u32)
 }
 
 /// User and system time in clock ticks (proc(5), fields 14 and 15).

@@ -18,5 +18,11 @@ pub mod plugin {
     tonic::include_proto!("blackhole.plugin.v1");
 }
 
+/// `blackhole.telemetry.v1`: the built-in telemetry service, and what the node tells it.
+#[allow(missing_docs, unused_qualifications, clippy::pedantic)]
+pub mod telemetry {
+    tonic::include_proto!("blackhole.telemetry.v1");
+}
+
 /// All of them as one encoded `google.protobuf.FileDescriptorSet`, for reflection.
 pub const DESCRIPTORS: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/contracts.bin"));

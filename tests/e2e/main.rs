@@ -21,3 +21,4 @@ mod routing;
 mod start;
 mod supervision;
 mod support;
+mod telemetry;

@@ -12,7 +12,7 @@ use clap::CommandFactory;
 
 use crate::{
     admin::Node,
-    args::{Cli, Command, Completion, Config, Mesh, Plugin, Registry, System},
+    args::{Cli, Command, Completion, Config, Log, Mesh, Plugin, Registry, System},
     doctor,
     failed::{Exit, Failed},
     hand_over,
@@ -65,6 +65,9 @@ pub async fn run(cli: &Cli, world: &World, terminal: &mut Terminal) -> Result<Ex
         }
         Command::Health(args) | Command::System(System::Health(args)) => {
             node::health(args, &world.node().await?, terminal, json).await
+        }
+        Command::Log(Log::Level(args)) => {
+            node::log_level(args, &world.node().await?, terminal, json).await
         }
         Command::Plugin(Plugin::Check(args)) => {
             let request = plugin::load_request(&args.as_load(), world)?;

@@ -1,8 +1,10 @@
-//! `status`, `health`, `stop`.
+//! `status`, `health`, `log level`, `stop`.
 
 use std::{os::fd::OwnedFd, time::Duration};
 
-use protocol::proto::admin::{HealthRequest, PeersRequest, StatusRequest, StopRequest};
+use protocol::proto::admin::{
+    HealthRequest, LogLevelRequest, PeersRequest, StatusRequest, StopRequest,
+};
 use rustix::{
     event::{PollFd, PollFlags, Timespec, poll},
     process::{Pid, PidfdFlags, pidfd_open},
@@ -11,10 +13,10 @@ use serde_json::json;
 
 use crate::{
     admin::{Node, answer},
-    args::{Health, Status, Stop},
+    args::{Health, Level, Status, Stop},
     failed::{Exit, Failed},
     show,
-    terminal::Terminal,
+    terminal::{Terminal, clean},
     units::span,
 };
 
@@ -59,6 +61,26 @@ pub async fn health(
         terminal.print(&text)?;
     }
     Ok(if report.healthy { Exit::Ok } else { Exit::Unhealthy })
+}
+
+/// Shows the level of the node's own log, or changes it.
+pub async fn log_level(
+    args: &Level,
+    node: &Node,
+    terminal: &mut Terminal,
+    json: bool,
+) -> Result<Exit, Failed> {
+    let request = LogLevelRequest { level: args.level.clone().unwrap_or_default() };
+    let told = answer(node.admin().log_level(request)).await?;
+    if json {
+        terminal.json(&json!({"level": told.level, "before": told.before}))?;
+    } else if told.level == told.before {
+        terminal.print(&clean(&told.level))?;
+    } else {
+        let (level, before) = (clean(&told.level), clean(&told.before));
+        terminal.print(&format!("{level} (was {before})"))?;
+    }
+    Ok(Exit::Ok)
 }
 
 /// Ends the node, and waits until its process is gone.

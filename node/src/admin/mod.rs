@@ -17,6 +17,7 @@ use std::{
 use futures::{Stream, StreamExt};
 use parking_lot::Mutex;
 use plugin_host::{ChangeError, Command, Host, LoadError, LoadRequest, Source, UnloadError};
+use prometheus_client::registry::Registry;
 use protocol::{
     failure::{Failure, Reason},
     limits::LOOKUP_MILLIS_MAX,
@@ -28,7 +29,9 @@ use router::{Requirement, Router};
 use tokio_util::sync::CancellationToken;
 use tonic::{Request, Response, Status};
 
-use crate::{config::Settings, knowledge::Knowledge, store::Database, usage::Usage, voice::Ready};
+use crate::{
+    config::Settings, knowledge::Knowledge, log::Level, store::Database, usage::Usage, voice::Ready,
+};
 
 /// How long a plugin that is ready may take to be found by calls, before its load is answered.
 const ROUTED_WITHIN: Duration = Duration::from_secs(1);
@@ -42,6 +45,10 @@ pub struct Node {
     pub router: Router,
     pub database: Database,
     pub usage: Usage,
+    /// Of the node's own log.
+    pub log: Level,
+    /// Everything that the metrics page shows.
+    pub registry: Arc<Registry>,
     pub began: Instant,
     /// Bootstrap addresses that did not answer when last tried, and why.
     pub unreachable: Mutex<BTreeMap<String, String>>,
@@ -67,6 +74,23 @@ impl Admin for AdminService {
     async fn stop(&self, _: Request<api::StopRequest>) -> Answer<api::StopResponse> {
         self.0.stop.cancel();
         Ok(Response::new(api::StopResponse {}))
+    }
+
+    async fn log_level(
+        &self,
+        request: Request<api::LogLevelRequest>,
+    ) -> Answer<api::LogLevelResponse> {
+        let level = request.into_inner().level;
+        let log = &self.0.log;
+        let before = if level.is_empty() {
+            log.now()
+        } else {
+            log.set(&level).map_err(Status::invalid_argument)?
+        };
+        if !level.is_empty() {
+            tracing::info!(%level, %before, "the operator changed the log level");
+        }
+        Ok(Response::new(api::LogLevelResponse { level: log.now(), before }))
     }
 
     async fn plugin_load(

@@ -49,9 +49,9 @@ pub struct ConfigFile {
 }
 
 /// Services that this executable contains.
-pub const BUILT_IN: [&str; 1] = ["identity"];
+pub const BUILT_IN: [&str; 2] = ["identity", "telemetry"];
 /// Services the papers name that are not built yet: their entries load, with a warning.
-pub(super) const FORESEEN: [&str; 5] = ["storage", "ledger", "analytics", "social", "telemetry"];
+pub(super) const FORESEEN: [&str; 4] = ["storage", "ledger", "analytics", "social"];
 
 /// Bytes of any text: paths are at most 4,096 on Linux.
 pub(super) const TEXT_BYTES_MAX: usize = 4_096;
@@ -171,6 +171,9 @@ impl Reader {
     fn monitoring(&mut self, mut fields: Fields, lines: &mut BTreeMap<&'static str, u64>) {
         self.file.metrics_port = self.port(&mut fields, "metricsPort", lines);
         self.file.log_level = self.text(&mut fields, "logLevel");
+        if let Some(interval) = self.duration(&mut fields, "sampleInterval") {
+            self.file.supervision.sample_interval = interval;
+        }
         if let Some((node, at)) = fields.take("tracingEndpoint")
             && self.found.text(&node, &at, TEXT_BYTES_MAX).is_some()
         {

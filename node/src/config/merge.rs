@@ -39,7 +39,8 @@ pub fn settings(args: RunArgs) -> Result<Settings, ConfigError> {
         http: address(args.http, file.http_port, 8080),
         metrics: address(args.metrics, file.metrics_port, 9091),
         labels,
-        log_level: args.mesh.log_level.or(file.log_level).unwrap_or_else(|| "info".into()),
+        log_level_by_flag: args.mesh.log_level.is_some(),
+        log_level: args.mesh.log_level.or(file.log_level).unwrap_or_else(|| LOG_LEVEL.into()),
         json: args.mesh.json,
         namespaces: file.namespaces.unwrap_or(true),
         landlock: file.landlock.unwrap_or(true),
@@ -57,12 +58,27 @@ pub fn settings(args: RunArgs) -> Result<Settings, ConfigError> {
     Ok(settings)
 }
 
-/// The `services` of the file that `settings` were read from, as they are there now. Nothing where
-/// there was no file.
-pub fn services_again(settings: &Settings) -> Result<BTreeMap<String, Service>, ConfigError> {
-    let Some(path) = &settings.file else { return Ok(BTreeMap::new()) };
-    let services = read(path)?.services.into_iter();
-    Ok(services.filter(|(_, service)| service.enabled).collect())
+/// From where up the node logs where nothing says.
+const LOG_LEVEL: &str = "info";
+
+/// What of a configuration can change while the node runs.
+#[derive(Debug, Default)]
+pub struct Again {
+    /// The services that are to run.
+    pub services: BTreeMap<String, Service>,
+    /// Of the node's own log; `None` leaves it as it is.
+    pub log_level: Option<String>,
+}
+
+/// The file that `settings` were read from, as it is now. Nothing where there was no file.
+pub fn again(settings: &Settings) -> Result<Again, ConfigError> {
+    let Some(path) = &settings.file else { return Ok(Again::default()) };
+    let file = read(path)?;
+    let level = file.log_level.unwrap_or_else(|| LOG_LEVEL.into());
+    Ok(Again {
+        services: file.services.into_iter().filter(|(_, service)| service.enabled).collect(),
+        log_level: (!settings.log_level_by_flag).then_some(level),
+    })
 }
 
 /// The file that flags name, or the one that `init` wrote into the data directory.
@@ -180,6 +196,27 @@ mod tests {
         assert_eq!(settings.metrics, Some("127.0.0.1:9091".parse().expect("address")));
         assert_eq!(settings.listen.len(), 2);
         assert_eq!(settings.run_dir, settings.data_dir.join("run"));
+    }
+
+    #[test]
+    fn a_file_that_is_read_again_tells_its_level_unless_a_flag_did() {
+        let directory = tempfile::tempdir().expect("temporary directory");
+        let file = directory.path().join("n.yaml");
+        let write = |text: &str| std::fs::write(&file, text).expect("written");
+        write("monitoring: { logLevel: warn }\n");
+        let args = |level: Option<&str>| {
+            let mut args = RunArgs { config: Some(file.clone()), ..RunArgs::default() };
+            args.mesh.log_level = level.map(str::to_owned);
+            args
+        };
+        let of_file = settings(args(None)).expect("valid");
+        let of_flag = settings(args(Some("trace"))).expect("valid");
+        assert_eq!((of_file.log_level.as_str(), of_flag.log_level.as_str()), ("warn", "trace"));
+        write("monitoring: { logLevel: debug }\n");
+        assert_eq!(again(&of_file).expect("valid").log_level.as_deref(), Some("debug"));
+        assert_eq!(again(&of_flag).expect("valid").log_level, None);
+        write("{}\n");
+        assert_eq!(again(&of_file).expect("valid").log_level.as_deref(), Some(LOG_LEVEL));
     }
 
     #[test]

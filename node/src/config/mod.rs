@@ -3,6 +3,7 @@
 //! Configuration is data: reading it binds, starts and creates nothing. The keys are those of the
 //! node's design paper; where the paper contradicts itself, `docs/adr/0003` says how it is read.
 
+mod defaults;
 mod file;
 mod merge;
 mod permissions;
@@ -20,7 +21,7 @@ use protocol::{
 
 pub use self::{
     file::{BUILT_IN, ConfigFile},
-    merge::{CONFIG_NAME, default_listen, services_again, settings},
+    merge::{CONFIG_NAME, again, default_listen, settings},
 };
 
 /// Everything a node needs to be told, complete and consistent.
@@ -55,6 +56,8 @@ pub struct Settings {
     pub labels: BTreeMap<String, String>,
     /// A tracing filter.
     pub log_level: String,
+    /// A flag named it, and wins over the file whenever that is read again.
+    pub log_level_by_flag: bool,
     /// JSON lines rather than text.
     pub json: bool,
     /// Whether plugins must have their own namespaces.
@@ -90,6 +93,8 @@ pub struct Supervision {
     pub health_timeout: Duration,
     /// Probes in a row that must fail.
     pub unhealthy_threshold: u32,
+    /// How often what a plugin uses is sampled.
+    pub sample_interval: Duration,
     /// Lines of log kept for each plugin.
     pub log_lines: usize,
     /// When and how plugins are started again whose manifests do not say.
@@ -104,6 +109,7 @@ impl Default for Supervision {
             health_interval: Duration::from_secs(10),
             health_timeout: Duration::from_secs(5),
             unhealthy_threshold: 3,
+            sample_interval: Duration::from_secs(10),
             log_lines: 10_000,
             restart: Restart::default(),
             plugins_max: 2_048,

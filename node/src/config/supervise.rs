@@ -9,7 +9,7 @@ use protocol::{
 };
 
 use super::{
-    Service,
+    Service, defaults,
     file::{BUILT_IN, ENTRIES_MAX, FORESEEN, Reader, TEXT_BYTES_MAX},
 };
 
@@ -85,6 +85,7 @@ impl Reader {
             let known = BUILT_IN.contains(&key.text.as_str());
             let mut service = self.service(fields);
             service.part = part;
+            service.resources = service.resources.over(&defaults::resources(&key.text));
             if !known && !FORESEEN.contains(&key.text.as_str()) {
                 let reason = format!(
                     "no built-in service of that name; there is: {}. Others are plugins: load them with `blackhole plugin load`",

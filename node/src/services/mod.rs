@@ -2,12 +2,14 @@
 //! plugin host like any other, `bh-peer service NAME`, and is written with the SDK like any other.
 
 pub mod door;
+pub mod figures;
 mod identity;
 mod keys;
+mod telemetry;
 
 use std::{
     os::unix::process::CommandExt,
-    path::{Path, PathBuf},
+    path::PathBuf,
     process::{Command, ExitCode},
     sync::Arc,
 };
@@ -50,13 +52,34 @@ pub fn main(args: &ServiceArgs) -> ExitCode {
         return ExitCode::FAILURE;
     }
     let state = std::env::var_os(STATE_VARIABLE).map(PathBuf::from);
-    match identity::plugin(state) {
+    match plugin(&args.name, state, telemetry::Way::Environment) {
         Ok(plugin) => plugin.run(),
         Err(error) => {
-            complain(false, &format!("what the service keeps cannot be read: {error}"));
+            complain(false, &error);
             ExitCode::FAILURE
         }
     }
+}
+
+/// The service `name`, with what it keeps in `state`, and its `way` to the node. Reads what it
+/// keeps.
+fn plugin(name: &str, state: Option<PathBuf>, way: telemetry::Way) -> Result<sdk::Plugin, String> {
+    match name {
+        "telemetry" => Ok(telemetry::plugin(way)),
+        _ => identity::plugin(state)
+            .map_err(|error| format!("what the service keeps cannot be read: {error}")),
+    }
+}
+
+/// What the service `name` asks for.
+fn permissions(name: &str) -> Vec<String> {
+    let asked: &[&str] = if name == "telemetry" { &[telemetry::PERMISSION] } else { &[] };
+    asked.iter().map(ToString::to_string).collect()
+}
+
+/// Whether the service `name` keeps anything.
+fn keeps_state(name: &str) -> bool {
+    name == "identity"
 }
 
 /// The services of the configuration, as the host is told of them: how each is started, or that
@@ -78,16 +101,16 @@ pub fn built_in(settings: &Settings) -> Vec<BuiltIn> {
         .collect()
 }
 
-/// The code of the service itself, where it is to run within this process. There is one service.
-fn code(isolation: Isolation, data_dir: &Path, name: &str) -> Option<Code> {
-    let state = plugin_host::state_dir(data_dir, name);
+/// The code of the service itself, where it is to run within this process.
+fn code(isolation: Isolation, settings: &Settings, name: &str) -> Option<Code> {
+    let state = plugin_host::state_dir(&settings.data_dir, name);
+    let way = telemetry::Way::Socket(plugin_host::mesh_socket(&settings.run_dir, name));
+    let name = name.to_owned();
     let make = Arc::new(move || {
-        let state = state.clone();
+        let (name, state, way) = (name.clone(), state.clone(), way.clone());
         let made = async move {
-            // It reads what it keeps.
-            let plugin = tokio::task::spawn_blocking(move || identity::plugin(Some(state))).await;
-            let plugin = plugin.map_err(|_| "the node is shutting down".to_owned())?;
-            let plugin = plugin.map_err(|error| error.to_string())?;
+            let made = tokio::task::spawn_blocking(move || plugin(&name, Some(state), way)).await;
+            let plugin = made.map_err(|_| "the node is shutting down".to_owned())??;
             plugin.into_routes().await.map_err(|error| error.to_string())
         };
         made.boxed()
@@ -103,6 +126,7 @@ fn request(program: &[String], name: &str, service: &Service, settings: &Setting
     let source = Source::Exec(plugin_host::Command {
         argv: [program, &["service".into(), name.into()]].concat(),
         listen: "unix".into(),
+        permissions: permissions(name),
         ..plugin_host::Command::default()
     });
     LoadRequest {
@@ -112,9 +136,9 @@ fn request(program: &[String], name: &str, service: &Service, settings: &Setting
             restart: service.restart_policy,
             resources: service.resources,
             part: Some(service.part.clone()),
-            state: true,
+            state: keeps_state(name),
         },
-        code: code(service.isolation, &settings.data_dir, name),
+        code: code(service.isolation, settings, name),
         ..LoadRequest::new(source)
     }
 }

@@ -56,6 +56,6 @@ mod plugin;
 mod serve;
 
 pub use listen::ListenError;
-pub use mesh::{MeshError, mesh};
+pub use mesh::{MeshError, mesh, mesh_through};
 pub use plugin::{Answer, Plugin, Stream, instance};
 pub use serve::{PluginError, Running};

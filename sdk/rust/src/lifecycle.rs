@@ -3,7 +3,7 @@
 //! Answers what the builder knows. What the author did not offer is UNIMPLEMENTED, and the node
 //! does not ask again; state is not offered yet, so the node treats the plugin as stateless.
 
-use std::collections::HashMap;
+use std::{collections::HashMap, time::Duration};
 
 use protocol::proto::plugin::lifecycle_server::{Lifecycle, LifecycleServer};
 use protocol::proto::plugin::{
@@ -15,7 +15,7 @@ use tonic::{Request, Response, Status, Streaming};
 
 use crate::{
     Answer, Plugin, Stream,
-    plugin::{Configure, Metrics},
+    plugin::{Configure, Drain, Metrics},
 };
 
 /// The service that describes this plugin.
@@ -31,6 +31,7 @@ pub(crate) fn service(plugin: &Plugin) -> LifecycleServer<impl Lifecycle + use<>
         },
         configure: plugin.configure.clone(),
         metrics: plugin.metrics.clone(),
+        drain: plugin.drain.clone(),
     })
 }
 
@@ -38,6 +39,7 @@ struct Described {
     told: DescribeResponse,
     configure: Option<Configure>,
     metrics: Option<Metrics>,
+    drain: Option<Drain>,
 }
 
 fn stateless<T>() -> Answer<T> {
@@ -62,8 +64,13 @@ impl Lifecycle for Described {
         }
     }
 
-    async fn drain(&self, _: Request<DrainRequest>) -> Answer<DrainResponse> {
-        Err(Status::unimplemented("this plugin drains when it receives SIGTERM"))
+    async fn drain(&self, request: Request<DrainRequest>) -> Answer<DrainResponse> {
+        let Some(drain) = &self.drain else {
+            return Err(Status::unimplemented("this plugin drains when it receives SIGTERM"));
+        };
+        let within = Duration::from_millis(request.into_inner().deadline_ms);
+        drain(within).await.map_err(Status::internal)?;
+        Ok(Response::new(DrainResponse {}))
     }
 
     async fn export_state(&self, _: Request<ExportStateRequest>) -> Answer<Stream<StateChunk>> {

@@ -12,10 +12,12 @@ use tonic::transport::{Channel, Endpoint};
 /// Must run inside a runtime, as a service's methods do.
 pub fn mesh() -> Result<Channel, MeshError> {
     let socket = env::var_os("BH_MESH_SOCKET").map(PathBuf::from).ok_or(MeshError::NoMesh)?;
-    through(&socket)
+    mesh_through(&socket)
 }
 
-fn through(socket: &Path) -> Result<Channel, MeshError> {
+/// The same through a socket that is known otherwise: code within a node has no environment of
+/// its own.
+pub fn mesh_through(socket: &Path) -> Result<Channel, MeshError> {
     let path = socket.to_str().ok_or_else(|| MeshError::BadPath(socket.into()))?;
     let endpoint = Endpoint::from_shared(format!("unix:{path}"))
         .map_err(|_| MeshError::BadPath(socket.into()))?;
@@ -46,11 +48,11 @@ mod tests {
     #[tokio::test]
     async fn a_path_that_is_no_text_is_refused() {
         let path = PathBuf::from(std::ffi::OsString::from_vec(vec![b'/', 0xff]));
-        assert_eq!(through(&path).err(), Some(MeshError::BadPath(path)));
+        assert_eq!(mesh_through(&path).err(), Some(MeshError::BadPath(path)));
     }
 
     #[tokio::test]
     async fn a_mesh_that_is_not_there_yet_is_no_error() {
-        assert!(through(Path::new("/nowhere/mesh.sock")).is_ok());
+        assert!(mesh_through(Path::new("/nowhere/mesh.sock")).is_ok());
     }
 }

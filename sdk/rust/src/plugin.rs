@@ -28,6 +28,10 @@ pub(crate) type Configure = Arc<dyn Fn(&[u8]) -> Result<(), String> + Send + Syn
 /// The plugin's own figures at this moment, by name.
 pub(crate) type Metrics = Arc<dyn Fn() -> Vec<(String, f64)> + Send + Sync>;
 
+/// Finishes what would not end by itself; told how long that may take.
+pub(crate) type Drain =
+    Arc<dyn Fn(Duration) -> Pin<Box<dyn Future<Output = Result<(), String>> + Send>> + Send + Sync>;
+
 /// How long calls in flight may go on after the plugin was told to end. Shorter than the grace
 /// a node gives before it kills, so that ending by oneself is the normal case.
 const DRAIN_DEADLINE: Duration = Duration::from_secs(5);
@@ -41,6 +45,7 @@ pub struct Plugin {
     pub(crate) dependencies: Vec<String>,
     pub(crate) configure: Option<Configure>,
     pub(crate) metrics: Option<Metrics>,
+    pub(crate) drain: Option<Drain>,
     pub(crate) descriptors: Vec<Vec<u8>>,
     pub(crate) services: Vec<&'static str>,
     pub(crate) routes: Routes,
@@ -59,6 +64,7 @@ impl Plugin {
             dependencies: Vec::new(),
             configure: None,
             metrics: None,
+            drain: None,
             descriptors: Vec::new(),
             services: Vec::new(),
             routes: Routes::default(),
@@ -103,6 +109,21 @@ impl Plugin {
         F: Fn() -> Vec<(String, f64)> + Send + Sync + 'static,
     {
         self.metrics = Some(Arc::new(count));
+        self
+    }
+
+    /// What to do before it ends, beside finishing calls in flight, such as ending streams that
+    /// would go on for ever: asked for by its node through `Lifecycle/Drain`, and on SIGTERM. It is
+    /// told how long that may take; calls go on meanwhile.
+    pub fn drain<F, W, E>(mut self, finish: F) -> Self
+    where
+        F: Fn(Duration) -> W + Send + Sync + 'static,
+        W: Future<Output = Result<(), E>> + Send + 'static,
+        E: Display,
+    {
+        self.drain = Some(Arc::new(move |within| {
+            finish(within).map(|done| done.map_err(|error| error.to_string())).boxed()
+        }));
         self
     }
 

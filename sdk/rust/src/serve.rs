@@ -179,7 +179,15 @@ async fn serve(
     }
     health.retire().await;
     drop(draining);
-    if let Ok(ended) = timeout(plugin.drain_deadline, server).await {
+    let finish = async {
+        if let Some(drain) = &plugin.drain
+            && let Err(reason) = drain(plugin.drain_deadline).await
+        {
+            tracing::warn!("not drained: {reason}");
+        }
+    };
+    let all = async { futures::join!(server, finish).0 };
+    if let Ok(ended) = timeout(plugin.drain_deadline, all).await {
         tracing::info!("ended");
         return ended.map_err(PluginError::Serving);
     }

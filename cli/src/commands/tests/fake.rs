@@ -204,6 +204,18 @@ impl Admin for FakeNode {
         Ok(Response::new(ExplainResponse { verdict, ..ExplainResponse::default() }))
     }
 
+    async fn log_level(
+        &self,
+        request: Request<LogLevelRequest>,
+    ) -> Result<Response<LogLevelResponse>, Status> {
+        let before = "info".to_owned();
+        let level = match request.into_inner().level {
+            level if level.is_empty() => before.clone(),
+            level => level,
+        };
+        Ok(Response::new(LogLevelResponse { level, before }))
+    }
+
     async fn trace(
         &self,
         request: Request<TraceRequest>,

@@ -27,6 +27,10 @@
 //! | `double-fork` | start, call | leaves a grandchild in a session of its own |
 //! | `leak-descriptors[=COUNT]` | start, call | opens files and keeps them; 0 until refused |
 //! | `ignore-sigterm` | start | goes on after SIGTERM |
+//! | `drop-calls` | start | ends at once on SIGTERM, whatever is in flight |
+//! | `hang-on-drain` | start | is asked to drain, and does not answer |
+//! | `panic-on-configuration` | start | panics over any configuration |
+//! | `offer-everything` | start | takes any configuration, and drains when it is asked to |
 //! | `lie-about-services` | start | claims `demo.v1.Counter`, and implements nothing of it |
 //! | `lie-about-name` | start | says by `Lifecycle` that it is `counter` |
 //! | `fill-disk[=MIB]` | start, call | fills a file in `/tmp`, 1 GiB or until it is refused |
@@ -74,6 +78,13 @@ fn main() -> ExitCode {
             Trick::Freeze => plugin.prepare::<_, String>(async { tricks::freeze() }),
             Trick::LieAboutName => Plugin::new("counter", "9.9.9"),
             Trick::LieAboutServices => plugin.service(sockets::Pretender),
+            Trick::DropCalls => plugin.drain_deadline(Duration::ZERO),
+            Trick::HangOnDrain => plugin.drain(|_| future::pending::<Result<(), &str>>()),
+            Trick::PanicOnConfiguration => plugin
+                .configure(|_| -> Result<(), &str> { panic!("misfit was told to panic over it") }),
+            Trick::OfferEverything => {
+                plugin.configure(|_| Ok::<_, &str>(())).drain(|_| future::ready(Ok::<_, &str>(())))
+            }
             Trick::IgnoreSigterm => {
                 immortal = true;
                 plugin

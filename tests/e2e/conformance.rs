@@ -50,7 +50,8 @@ async fn our_own_plugins_keep_every_rule() {
         let path = packages::plugin(name).must().display().to_string();
         let (report, kept) = check(&[path]).await;
         assert!(kept && report["kept"] == true, "{report:#}");
-        assert!(rules(&report, "skip").is_empty(), "they offer everything: {report:#}");
+        // What else there is they offer: these take no configuration, and drain on SIGTERM.
+        assert_eq!(rules(&report, "skip"), ["C16", "C18"], "{report:#}");
     }
 }
 
@@ -76,7 +77,14 @@ async fn a_guest_keeps_what_applies_to_it() {
 async fn those_that_break_the_contract_are_told_the_rule() {
     let world = World::new().must();
     let short = "stop_grace: 2s\nstart_timeout: 5s";
-    for (trick, rule) in [("ignore-sigterm", "C14"), ("never-ready", "C01")] {
+    for (trick, rule) in [
+        ("ignore-sigterm", "C14"),
+        ("never-ready", "C01"),
+        ("panic-on-configuration", "C16"),
+        ("drop-calls", "C17"),
+        ("hang-on-drain", "C18"),
+        ("double-fork", "C19"),
+    ] {
         let dir = packages::misfit(world.path(), trick, &[trick], short).must();
         let (report, kept) = check(&[dir.display().to_string()]).await;
         assert!(!kept && rules(&report, "fail").contains(&rule), "{trick}: {report:#}");
@@ -84,4 +92,17 @@ async fn those_that_break_the_contract_are_told_the_rule() {
         let mut broken = broken.filter(|it| it["verdict"] == "fail");
         assert!(broken.all(|it| it["advice"].as_str().is_some_and(|advice| !advice.is_empty())));
     }
+}
+
+#[tokio::test]
+async fn what_is_said_on_standard_output_is_no_protocol_and_breaks_nothing() {
+    let world = World::new().must();
+    let tricks = ["write-on-handshake", "offer-everything"];
+    let dir = packages::misfit(world.path(), "talker", &tricks, "").must();
+    let (report, kept) = check(&[dir.display().to_string()]).await;
+    assert!(kept && rules(&report, "skip").is_empty(), "it offers everything: {report:#}");
+    let all = report["rules"].as_array().expect("rules").iter();
+    let output = all.clone().find(|it| it["id"] == "C15").expect("tried");
+    let seen = output["seen"].as_str().unwrap_or_default();
+    assert!(!seen.starts_with("0 lines"), "{output:#}");
 }

@@ -4,12 +4,14 @@ use std::time::{Duration, Instant};
 
 use bytes::{BufMut, Bytes, BytesMut};
 use http::{HeaderMap, HeaderValue};
-use http_body_util::{BodyExt, Full};
+use http_body::Frame;
+use http_body_util::{BodyExt, Full, StreamBody};
 use plugin_host::Host;
 use protocol::{
     failure::Failure,
     ports::{Body, Call, CallHead, Caller, Locality, Reply},
 };
+use tokio::sync::oneshot;
 
 /// How long an answer may take that is to come.
 pub const PATIENCE: Duration = Duration::from_secs(5);
@@ -43,6 +45,17 @@ impl Asked {
         message: &[u8],
         within: Duration,
     ) -> Result<Reply, Failure> {
+        let body = Full::new(framed(message)).map_err(|never| match never {});
+        self.begin_with(method, Body::new(body), within).await
+    }
+
+    /// The same with a body that is still on its way.
+    async fn begin_with(
+        &self,
+        method: &str,
+        body: Body,
+        within: Duration,
+    ) -> Result<Reply, Failure> {
         let deadline = Instant::now() + within;
         let gone = || {
             let text = format!("{} does not run", self.name);
@@ -62,8 +75,7 @@ impl Asked {
             locality: Locality::Local,
             caller: Caller::Operator,
         };
-        let body = Full::new(framed(message)).map_err(|never| match never {});
-        channel.invoke(Call { head, body: Body::new(body) }).await
+        channel.invoke(Call { head, body }).await
     }
 
     /// One whole call.
@@ -73,16 +85,23 @@ impl Asked {
         message: &[u8],
         within: Duration,
     ) -> Result<Answer, Failure> {
-        let reply = self.begin(method, message, within).await?;
-        let mut head = reply.metadata;
-        let collected = reply.body.collect().await?;
-        head.extend(collected.trailers().cloned().unwrap_or_default());
-        let told = |name: &str| head.get(name).and_then(|value| value.to_str().ok());
-        let code = told("grpc-status").and_then(|code| code.parse().ok()).unwrap_or(2);
-        let text = told("grpc-message").unwrap_or_default().to_owned();
-        let bytes = collected.to_bytes();
-        let message = if bytes.len() > 5 { bytes.slice(5..) } else { Bytes::new() };
-        Ok(Answer { code, text, message })
+        finish(self.begin(method, message, within).await?).await
+    }
+
+    /// One whole call whose message, an empty one, comes when `finished` says so.
+    pub async fn call_slowly(
+        &self,
+        method: &str,
+        finished: oneshot::Receiver<()>,
+        within: Duration,
+    ) -> Result<Answer, Failure> {
+        let message = futures::stream::once(async {
+            // Whoever goes away without a word wants it now.
+            let _ = finished.await;
+            Ok(Frame::data(framed(b"")))
+        });
+        let body = Body::new(StreamBody::new(message));
+        finish(self.begin_with(method, body, within).await?).await
     }
 
     /// It still answers a call that it does not know.
@@ -90,6 +109,18 @@ impl Asked {
         let method = "/blackhole.conformance.v1.Nothing/Nothing";
         self.call(method, b"", PATIENCE).await.map(|_| ()).map_err(|failure| failure.message)
     }
+}
+
+async fn finish(reply: Reply) -> Result<Answer, Failure> {
+    let mut head = reply.metadata;
+    let collected = reply.body.collect().await?;
+    head.extend(collected.trailers().cloned().unwrap_or_default());
+    let told = |name: &str| head.get(name).and_then(|value| value.to_str().ok());
+    let code = told("grpc-status").and_then(|code| code.parse().ok()).unwrap_or(2);
+    let text = told("grpc-message").unwrap_or_default().to_owned();
+    let bytes = collected.to_bytes();
+    let message = if bytes.len() > 5 { bytes.slice(5..) } else { Bytes::new() };
+    Ok(Answer { code, text, message })
 }
 
 fn framed(message: &[u8]) -> Bytes {

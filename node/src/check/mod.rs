@@ -5,12 +5,13 @@
 //! `docs/src/reference/conformance.md`; each is kept, broken, or does not apply, and says so.
 //!
 //! - `ask`: calls to the plugin, and what they answer.
-//! - `rules`: the rules.
+//! - `rules`: the rules; `last`: those on configuration and the end.
 //! - `report`: what is shown.
 //!
 //! Refuses: to judge what a plugin means, and to touch a node that runs.
 
 mod ask;
+mod last;
 mod report;
 mod rules;
 

@@ -18,6 +18,7 @@ use tokio::{
 
 use super::{
     ask::{Asked, OK, PATIENCE, UNIMPLEMENTED},
+    last,
     report::{Report, Rule, Verdict},
 };
 
@@ -41,7 +42,7 @@ const WATCH: &str = "/grpc.health.v1.Health/Watch";
 const DESCRIBE: &str = "/blackhole.plugin.v1.Lifecycle/Describe";
 
 /// Every rule with its sentence.
-const RULES: [(&str, &str); 14] = [
+const RULES: [(&str, &str); 19] = [
     ("C01", "becomes ready in time in the full jail"),
     ("C02", "the jail is whole"),
     ("C03", "says SERVING when asked for its health"),
@@ -54,8 +55,13 @@ const RULES: [(&str, &str); 14] = [
     ("C10", "survives a message that is too large"),
     ("C11", "survives bytes that are no HTTP/2"),
     ("C12", "keeps no open files after calls"),
+    ("C15", "may write to its standard output"),
+    ("C16", "takes a configuration, or refuses it in words"),
     ("C13", "starts again after it was killed"),
+    ("C17", "answers what was begun when SIGTERM comes"),
+    ("C18", "drains in the time that it is given"),
     ("C14", "ends by itself on SIGTERM, with status 0"),
+    ("C19", "leaves no process behind"),
 ];
 
 /// Tries all of them.
@@ -88,8 +94,14 @@ pub async fn all(
         garbage(&asked, config).await,
     ];
     verdicts.push(files(&asked, status.pid).await);
+    verdicts.push(last::output(&asked).await);
+    verdicts.push(last::configured(&asked).await);
     verdicts.push(again(&asked).await);
+    verdicts.push(last::in_flight(&asked, &descriptors).await);
+    verdicts.push(last::drains(&asked).await);
+    let tree = last::Tree::of(&asked);
     verdicts.push(ends(&asked).await);
+    verdicts.push(last::left(tree));
     let rules = RULES.iter().zip(verdicts);
     let rules = rules.map(|(&(id, says), verdict)| Rule { id, says, verdict }).collect();
     Report { plugin: status.name, rules }
@@ -251,7 +263,8 @@ async fn large(asked: &Asked, status: &PluginStatus) -> Verdict {
     alive(asked, "refuse a message over your limit with RESOURCE_EXHAUSTED, and go on").await
 }
 
-async fn alive(asked: &Asked, advice: &'static str) -> Verdict {
+/// It answers, and has not crashed.
+pub async fn alive(asked: &Asked, advice: &'static str) -> Verdict {
     if let Err(reason) = asked.answers().await {
         return Verdict::Fail(reason, advice);
     }
@@ -334,6 +347,14 @@ async fn again(asked: &Asked) -> Verdict {
         Ok(Err(step)) => Verdict::Fail(step.reason, advice),
         Err(_) => Verdict::Fail(format!("not within {} s", BACK_WITHIN.as_secs()), advice),
     }
+}
+
+/// Waits until it runs; false where it does not.
+pub async fn until_running(asked: &Asked) -> bool {
+    let mut seen = asked.host.transitions();
+    let runs = || asked.host.info(&asked.name).is_ok_and(|it| it.state == State::Running);
+    let running = async { while !runs() && seen.recv().await.is_ok() {} };
+    timeout(BACK_WITHIN, running).await.is_ok() && runs()
 }
 
 async fn ends(asked: &Asked) -> Verdict {

@@ -120,3 +120,59 @@ async fn a_service_answers_on_its_own_port_and_socket_and_nothing_else_does() {
         assert_eq!(refused.code(), Code::Unavailable, "{refused}");
     }
 }
+
+#[tokio::test]
+async fn dependencies_start_first_and_gaps_and_circles_are_refused_by_name() {
+    let world = World::new().must();
+    let mut node = NodeSetup::peer(world.path(), "t-needs", "n").start().await.must();
+    let needing = |name: &str, needs: &str| {
+        let lines = format!("dependencies: {needs}\nrestart: {{ policy: always }}");
+        packages::variant(world.path(), name, "counter", &lines).must()
+    };
+    let web = needing("web", "[\"ledger >=1.0, <2\"]");
+    let refusal = async |node: &testnet::Node, path: &std::path::Path| {
+        let path = path.to_str().expect("UTF-8");
+        let outcome = node.cli().must().run(["plugin", "load", path, "--wait"]).await.must();
+        outcome.failure().must()
+    };
+    let gap = refusal(&node, &web).await;
+    assert!(gap.contains("ledger >=1.0, <2 is needed and not loaded"), "{gap}");
+    let itself = refusal(&node, &needing("narcissus", "[narcissus]")).await;
+    assert!(itself.contains("narcissus"), "{itself}");
+
+    // `ledger` is slow to be ready; whoever needs it is started after it all the same.
+    let slow = packages::misfit(world.path(), "ledger", &["slow-start=1500"], "").must();
+    node.load(&slow).await.must();
+    node.load(&web).await.must();
+    let late = needing("late", "[\"ledger >=3\"]");
+    let version = refusal(&node, &late).await;
+    assert!(version.contains("ledger") && version.contains("1.0.0"), "{version}");
+    let held = node.cli().must().run(["plugin", "unload", "ledger"]).await.must();
+    let held = held.failure().must();
+    assert!(held.contains("ledger is needed by web"), "{held}");
+
+    // A node that comes up keeps the order, without anybody who waits.
+    node.stop().await.must();
+    node.restart().await.must();
+    node.plugin_until("web", KNOWN_WITHIN, |it| it.state == "running").await.must();
+    let events = node.process().output().tail(1_000);
+    let running = |name: &str| {
+        events.iter().position(|line| {
+            let event: serde_json::Value = serde_json::from_str(&line.text).unwrap_or_default();
+            event["name"] == name && event["state"] == "running"
+        })
+    };
+    let (first, second) = (running("ledger"), running("web"));
+    assert!(first.is_some() && first < second, "{first:?} {second:?}: {events:#?}");
+
+    // A circle closes when what is needed comes to need whoever needs it.
+    fs::write(
+        slow.join("plugin.yaml"),
+        "name: ledger\nversion: 1.0.0\nentrypoint: ./misfit\ndependencies: [web]\n",
+    )
+    .expect("written");
+    let circle = node.cli().must().run(["plugin", "reload", "ledger"]).await.must();
+    let circle = circle.failure().must();
+    assert!(circle.contains("ledger") && circle.contains("web"), "{circle}");
+    assert_eq!(node.plugin("ledger").await.must().state, "running", "it runs on as it was");
+}

@@ -3,7 +3,7 @@
 #   make run [ARGS="…"]     build, and start one peer in the foreground
 #   make test               build, and pass every test
 #   make demo               a bootstrap node and five peers, shown step by step
-#   make bench [SUITE=…] [QUICK=1] [ONLY=…]
+#   make bench [SUITE=…] [QUICK=1] [ONLY=…] [STEADY=10m]
 #   make check              formatting, lints, licences
 #   make testnet-up testnet-story testnet-down    the same story in containers
 
@@ -30,7 +30,7 @@ demo: build fixtures
 	@$(BIN)/demo
 
 bench: build fixtures
-	@SUITE=$(SUITE) QUICK=$(QUICK) ONLY=$(ONLY) $(BIN)/bh-bench
+	@SUITE=$(SUITE) QUICK=$(QUICK) ONLY=$(ONLY) $(if $(STEADY),STEADY=$(STEADY)) $(BIN)/bh-bench
 
 check: setup
 	cargo fmt --all --check

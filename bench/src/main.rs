@@ -142,3 +142,18 @@ fn run(args: &Args) -> Result<()> {
     anyhow::ensure!(failed.is_empty(), "not measured: {}; see above", failed.join(", "));
     Ok(())
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_time_has_a_unit() {
+        assert_eq!(time("90s"), Ok(Duration::from_secs(90)));
+        assert_eq!(time("10m"), Ok(Duration::from_mins(10)));
+        assert_eq!(time("1h"), Ok(Duration::from_hours(1)));
+        for wrong in ["", "10", "m", "-1s", "1d", "10µ"] {
+            assert!(time(wrong).is_err(), "{wrong}");
+        }
+    }
+}

@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
 use testnet::{Cluster, cluster::World};
+use tokio::task::JoinHandle;
 
 use super::Plan;
 use crate::grpc::{Address, Call, Connection, Load, MESSAGE_BYTES};
@@ -72,7 +73,8 @@ impl Bulk {
         raw.send(bytes).await?;
         self.raw.push(bytes as f64 / 1e6 / begun.elapsed().as_secs_f64());
         let begun = Instant::now();
-        transfer(grpc_of(peers.peer(FAR)?)?, plan.messages).await?;
+        let moved = transfer(grpc_of(peers.peer(FAR)?)?, plan.messages);
+        moved.await.context("the reader panicked")??;
         self.peers.push(bytes as f64 / 1e6 / begun.elapsed().as_secs_f64());
         Ok(())
     }
@@ -98,28 +100,31 @@ async fn head_of_line(plan: Plan, peers: &Cluster, quiet: &mut Vec<f64>) -> Resu
     let small = Load::connect(&address).await?;
     small.run(Demand::closed(1, plan.warm_up)).await?;
     let alone = small.run(Demand::closed(1, plan.single)).await?.percentile(0.99);
-    let mut transfer = std::pin::pin!(transfer(address, plan.messages));
+    let moving = transfer(address, plan.messages);
     let mut beside = Sample::default();
     loop {
-        // The slice in which the transfer ends counts only where it is the first.
-        tokio::select! {
-            biased;
-            ended = &mut transfer, if beside.calls() > 0 => { ended?; break }
-            slice = small.run(Demand::closed(1, SLICE)) => beside.join(&slice?)?,
+        let slice = small.run(Demand::closed(1, SLICE)).await?;
+        // The slice in which the transfer ended counts only where there is no other.
+        let ended = moving.is_finished();
+        if !ended || beside.calls() == 0 {
+            beside.join(&slice)?;
+        }
+        if ended {
+            break;
         }
     }
+    moving.await.context("the reader panicked")??;
     quiet.push(alone);
     Ok(beside.percentile(0.99) / alone)
 }
 
-/// Has the plugin stream so many messages, and reads them on a thread of its own.
-async fn transfer(address: Address, messages: u32) -> Result<()> {
-    let reading = move || {
+/// Has the plugin stream so many messages from now on, and reads them on a thread of its own.
+fn transfer(address: Address, messages: u32) -> JoinHandle<Result<()>> {
+    tokio::task::spawn_blocking(move || {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
         runtime.block_on(async {
             let connection = Connection::open(&address).await?;
             connection.drained(&Call::repeat(messages)).await
         })
-    };
-    tokio::task::spawn_blocking(reading).await.context("the reader panicked")?
+    })
 }

@@ -26,10 +26,10 @@ async fn start(world: &World) -> Result<Started> {
     // It cannot choose a port and tell which; nobody else here asks for this one meanwhile.
     let address = TcpListener::bind("127.0.0.1:0")?.local_addr()?;
     let (dir, socket) = (dir.display(), socket.display());
-    // Limits that would end connections, or let calls wait, are out of the way; what the plugin's
-    // answer needs goes without files.
+    // One process, which does what a worker does: no worker outlives a master that was killed.
+    // Limits that would end connections, or let calls wait, are out of the way.
     let configuration = format!(
-        "user root;\ndaemon off;\nworker_processes auto;\npid {dir}/pid;\nerror_log stderr warn;\n\
+        "daemon off;\nmaster_process off;\npid {dir}/pid;\nerror_log stderr warn;\n\
          events {{ worker_connections 4096; }}\n\
          http {{\n\
          access_log off;\ntcp_nodelay on;\nkeepalive_requests 1000000000;\n\

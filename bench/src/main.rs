@@ -39,8 +39,8 @@ struct Args {
     /// such as `nats`, `vs_nginx` or `start`.
     #[arg(long, value_name = "WORD", env = "ONLY", default_value = "")]
     only: String,
-    /// Suite `calls`: also asks at half of the most that peers carry, for so long, such as `10m`, and
-    /// looks at their memory.
+    /// Suite `calls`: also asks at half of the most that peers carry, for so long, such as `10m`,
+    /// and looks at their memory.
     #[arg(long, value_name = "TIME", env = "STEADY", value_parser = time)]
     steady: Option<Duration>,
     /// Where to write the report [default: target/bench/report.json of the repository].

@@ -83,9 +83,9 @@ impl Bulk {
         let ratios: Vec<f64> =
             self.peers.iter().zip(&self.raw).map(|(peers, raw)| peers / raw).collect();
         let method = format!(
-            "one call that streams {} messages of 1 MiB from a plugin through two peers (QUIC) to a \
-             gRPC client, {:.0} MB/s, against as many bytes on one libp2p stream (QUIC) between two \
-             processes, in turns",
+            "one call that streams {} messages of 1 MiB from a plugin through two peers (QUIC) to \
+             a gRPC client, {:.0} MB/s, against as many bytes on one libp2p stream (QUIC) between \
+             two processes, in turns",
             plan.messages,
             median(&self.peers)
         );

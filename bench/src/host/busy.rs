@@ -137,11 +137,11 @@ pub async fn measure(plan: Plan) -> Result<Vec<Figure>> {
     ensure!(rate >= RATE * RATE_SHARE_MIN, "only {rate:.0} of {RATE} calls a second were made");
     let method = format!(
         "processor time, as the scheduler accounts it to each thread, of the peer and of what it \
-         runs beside {PLUGINS} plugins, all of it, for {} s, while {CALLED} of them answer {rate:.0} \
-         calls a second in all and log a JSON line for every {CALLS_PER_LINE}th ({logged} lines \
-         were kept or counted); the calls go straight to the plugins' sockets, {BATCH} at once \
-         over one connection each, so that carrying them is not counted, and health, samples, logs \
-         and the rest of an idle peer are",
+         runs beside {PLUGINS} plugins, all of it, for {} s, while {CALLED} of them answer \
+         {rate:.0} calls a second in all and log a JSON line for every {CALLS_PER_LINE}th \
+         ({logged} lines were kept or counted); the calls go straight to the plugins' sockets, \
+         {BATCH} at once over one connection each, so that carrying them is not counted, and \
+         health, samples, logs and the rest of an idle peer are",
         plan.busy.as_secs()
     );
     let figure = Figure::of("supervision_cpu_pct", "%", Better::Lower, &percents, method);

@@ -67,9 +67,9 @@ async fn of(plan: Plan, name: &str, language: &str, program: &Exec) -> Result<Fi
     stand.stop().await?;
     let method = format!(
         "a plain gRPC server in {language}; from the order to load it to its answer to a call \
-         through the peer, in the jail that is the default, against executing the same command, in a \
-         session of its own as well, to its answer on its own Unix socket, tried every {ATTEMPT_EVERY:?}; {} starts each a run, \
-         in turns",
+         through the peer, in the jail that is the default, against executing the same command, \
+         in a session of its own as well, to its answer on its own Unix socket, tried every \
+         {ATTEMPT_EVERY:?}; {} starts each a run, in turns",
         plan.foreign_starts
     );
     let figure = Figure::of(name, "", Better::Lower, &ratios, method);

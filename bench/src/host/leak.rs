@@ -16,6 +16,9 @@ const PLUGINS: usize = 20;
 /// without end, and delays double: with more of them most of the time is waiting.
 const RESTARTS_EACH: usize = 5;
 
+/// The state of a plugin that is not restarted any more.
+const GIVEN_UP: &str = "crash-loop";
+
 /// It lives long enough to become ready, and crashes. Delays double from 10 ms.
 const TRICK: &str = "crash-after=50";
 const POLICY: &str = "listen: fd\nstart_timeout: 5s\nrestart:\n  policy: on_failure\n  \
@@ -95,23 +98,20 @@ pub async fn measure(plan: Plan) -> Result<Vec<Figure>> {
     Ok(figures(cycles, &grown))
 }
 
-/// Lets plugins crash and be restarted at least `restarts` times in all, then unloads them. The
-/// number of restarts that there were.
+/// Lets plugins crash and be restarted at least `restarts` times in all, each round with plugins
+/// that are loaded anew and unloaded at its end. The number of restarts that there were.
 async fn crash(stand: &Stand, plugins: &[PathBuf], restarts: usize) -> Result<usize> {
     let loader = stand.loader();
     let mut done = 0;
     while done < restarts {
         let loads = plugins.iter().map(|plugin| loader.load(plugin));
         stream::iter(loads).buffer_unordered(PLUGINS).try_for_each(|_| async { Ok(()) }).await?;
-        let failed = stand.all(plugins.len(), |plugin| plugin.state == "failed").await?;
-        for plugin in &failed {
+        for plugin in stand.all(plugins.len(), |plugin| plugin.state == GIVEN_UP).await? {
             let restarts = plugin.restarts as usize;
             ensure!(restarts == RESTARTS_EACH, "{}: {restarts} restarts", plugin.name);
             done += restarts;
+            stand.unload(&plugin.name).await?;
         }
-    }
-    for plugin in stand.list().await? {
-        stand.unload(&plugin.name).await?;
     }
     Ok(done)
 }
@@ -122,9 +122,9 @@ fn figures(cycles: usize, grown: &[Held]) -> Vec<Figure> {
         let method = format!(
             "growth of the peer over {cycles} cycles of a plugin that becomes ready, aborts and is \
              started again, {PLUGINS} plugins side by side, each given up after {RESTARTS_EACH} \
-             restarts, reported as failed and loaded anew; runs follow each other in one peer, \
-             after as many cycles that do not count; the least that is seen in up to {SETTLE_MAX:?} \
-             of rest, all plugins unloaded"
+             restarts, reported as in a crash loop, unloaded and loaded anew; runs follow each \
+             other in one peer, after as many cycles that do not count; the least that is seen in \
+             up to {SETTLE_MAX:?} of rest, all plugins unloaded"
         );
         Figure::of(name, unit, Better::Lower, &values, method)
     };

@@ -129,6 +129,7 @@ impl Stand {
             }
             if Instant::now() > until {
                 let stray = plugins.iter().find(|plugin| !wanted(plugin));
+                let stray = stray.map(|it| format!("{} is {}: {}", it.name, it.state, it.reason));
                 bail!("{there} of {count} plugins are as wanted; one that is not: {stray:?}");
             }
             tokio::time::sleep(LOOK_EVERY).await;

@@ -83,9 +83,8 @@ pub async fn in_flight(asked: &Asked, descriptors: &[u8]) -> Verdict {
     let Some(method) = first_unary(descriptors, &status) else {
         return Verdict::Skip("none of its methods is known to take one message".into());
     };
-    let usual = match asked.call(&method, b"", PATIENCE).await {
-        Ok(usual) => usual,
-        Err(_) => return Verdict::Skip(format!("{method} does not answer an empty message")),
+    let Ok(usual) = asked.call(&method, b"", PATIENCE).await else {
+        return Verdict::Skip(format!("{method} does not answer an empty message"));
     };
     let (finish, finished) = oneshot::channel();
     let mut seen = asked.host.transitions();
@@ -125,9 +124,10 @@ pub async fn in_flight(asked: &Asked, descriptors: &[u8]) -> Verdict {
     {
         return Verdict::Fail(error.to_string(), advice);
     }
-    match until_running(asked).await {
-        true => verdict,
-        false => Verdict::Fail("it did not run again after SIGTERM".into(), advice),
+    if until_running(asked).await {
+        verdict
+    } else {
+        Verdict::Fail("it did not run again after SIGTERM".into(), advice)
     }
 }
 

@@ -66,8 +66,11 @@ pub struct Group {
     pub start: for<'a> fn(&'a World) -> LocalBoxFuture<'a, Result<Started>>,
     /// What this program does as [`responder`] of the group, if it has one: says `ready`, and
     /// answers at the address until it is ended.
-    pub respond: Option<fn(String) -> LocalBoxFuture<'static, Result<()>>>,
+    pub respond: Option<Respond>,
 }
+
+/// Answers at an address until it is ended.
+pub type Respond = fn(String) -> LocalBoxFuture<'static, Result<()>>;
 
 /// The subjects of a group.
 pub type Started = Vec<Box<dyn Subject>>;

@@ -4,6 +4,8 @@ use std::{env, path::Path, path::PathBuf};
 
 use tonic::transport::{Channel, Endpoint};
 
+use crate::LinkChannel;
+
 /// A channel to every service of the mesh, under the identity of this plugin.
 ///
 /// Give it to any generated client: `CounterClient::new(sdk::mesh()?)`. It connects at the first
@@ -13,6 +15,12 @@ use tonic::transport::{Channel, Endpoint};
 pub fn mesh() -> Result<Channel, MeshError> {
     let socket = env::var_os("BH_MESH_SOCKET").map(PathBuf::from).ok_or(MeshError::NoMesh)?;
     mesh_through(&socket)
+}
+
+/// As [`mesh()`], in frames instead of HTTP/2: a fraction of the cost of each call.
+pub fn mesh_link() -> Result<LinkChannel, MeshError> {
+    let socket = env::var_os("BH_MESH_SOCKET").ok_or(MeshError::NoMesh)?;
+    Ok(LinkChannel::unix(socket))
 }
 
 /// The same through a socket that is known otherwise: code within a node has no environment of

@@ -8,23 +8,51 @@ use http::{Method, Request, Response, Version};
 use http_body_util::BodyExt as _;
 use protocol::{
     failure::{Failure, Reason},
-    ports::{Body, Call, Invoke, Reply},
+    ports::{Body, Call, Caller, Invoke, Reply},
 };
+use tokio_util::sync::CancellationToken;
 use tower::ServiceExt as _;
 
 use crate::{
     grpc::{Grpc, Outgoing},
-    rescue, translate,
+    rescue,
+    serve::Stream,
+    translate,
 };
 
-/// [`Grpc`] for the links of one listener.
-pub(crate) struct Framed(Grpc);
+/// What serves the links of one listener, and who makes the calls on them.
+#[derive(Clone)]
+pub(crate) struct Links {
+    handler: Arc<dyn Invoke>,
+    caller: Caller,
+}
 
-impl Framed {
-    pub(crate) fn new(grpc: Grpc) -> Arc<dyn Invoke> {
-        Arc::new(Self(grpc))
+impl Links {
+    pub(crate) fn new(grpc: Grpc, caller: Caller) -> Self {
+        Self { handler: Arc::new(Framed(grpc)), caller }
     }
 }
+
+/// Runs one link to its end: finishes what it has once `drain` is cancelled, ends with `cut`.
+pub(crate) async fn drive(
+    stream: Stream,
+    links: Links,
+    drain: CancellationToken,
+    cut: CancellationToken,
+) {
+    let Links { handler, caller } = links;
+    let settings = stream.settings();
+    let drain = drain.cancelled_owned();
+    tokio::select! {
+        biased;
+        () = cut.cancelled() => {}
+        end = link::serve_until(stream, settings, caller, handler, drain) => {
+            tracing::debug!(%end, "a link ended");
+        }
+    }
+}
+
+struct Framed(Grpc);
 
 impl Invoke for Framed {
     fn invoke(&self, call: Call) -> BoxFuture<'static, Result<Reply, Failure>> {

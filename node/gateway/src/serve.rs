@@ -25,7 +25,7 @@ use hyper_util::{
     service::TowerToHyperService,
 };
 use link::{Dialect, LinkSettings, Socket};
-use protocol::ports::{Caller, Invoke};
+use protocol::ports::Caller;
 use tokio::{
     io::{AsyncRead, AsyncWrite, ReadBuf},
     net::{TcpListener, TcpStream, UnixListener, UnixStream},
@@ -39,7 +39,7 @@ use crate::{
         FRAME_BYTES_MAX, GREETING, HEADER_LIST_BYTES_MAX, KEEP_ALIVE_ANSWER, KEEP_ALIVE_EVERY,
         RESETS_PENDING_MAX, SEND_BUFFER_BYTES_MAX, STREAM_WINDOW_BYTES,
     },
-    framed::Framed,
+    framed::{self, Links},
     grpc::{Grpc, GrpcService},
 };
 
@@ -74,7 +74,7 @@ pub async fn serve_grpc(
     stop: CancellationToken,
     drain: Duration,
 ) {
-    let links = Links { handler: Framed::new(grpc.clone()), caller: caller.clone() };
+    let links = Links::new(grpc.clone(), caller.clone());
     serve(listening.into(), GrpcService { grpc, caller }, Some(links), stop, drain).await;
 }
 
@@ -101,13 +101,6 @@ pub async fn serve_http(
     drain: Duration,
 ) {
     serve(listening.into(), TowerToHyperService::new(routes), None, stop, drain).await;
-}
-
-/// What serves calls that come in frames, and who makes them.
-#[derive(Clone)]
-struct Links {
-    handler: Arc<dyn Invoke>,
-    caller: Caller,
 }
 
 async fn serve<S, B>(
@@ -210,7 +203,7 @@ impl<S> Server<S> {
                 () = cut.cancelled() => return,
             };
             match sniffed {
-                Ok(Ok(Dialect::Link)) => drive_link(stream, links, drain, cut).await,
+                Ok(Ok(Dialect::Link)) => framed::drive(stream, links, drain, cut).await,
                 Ok(Ok(Dialect::Other)) => drive(stream, service, tasks, drain, cut).await,
                 Ok(Err(_)) | Err(_) => tracing::debug!("connection closed: it said nothing"),
             }
@@ -252,25 +245,6 @@ impl<S> Server<S> {
             () = drained => {}
         }
         drop(self.cut);
-    }
-}
-
-/// Runs one link to its end.
-async fn drive_link(
-    stream: Stream,
-    links: Links,
-    drain: CancellationToken,
-    cut: CancellationToken,
-) {
-    let Links { handler, caller } = links;
-    let settings = stream.settings();
-    let drain = drain.cancelled_owned();
-    tokio::select! {
-        biased;
-        () = cut.cancelled() => {}
-        end = link::serve_until(stream, settings, caller, handler, drain) => {
-            tracing::debug!(%end, "a link ended");
-        }
     }
 }
 
@@ -357,13 +331,14 @@ where
 }
 
 /// A byte stream of either kind.
-enum Stream {
+pub(crate) enum Stream {
     Tcp(TcpStream),
     Unix(UnixStream),
 }
 
 impl Stream {
-    fn settings(&self) -> LinkSettings {
+    /// How a link on it behaves.
+    pub(crate) fn settings(&self) -> LinkSettings {
         match self {
             Self::Tcp(_) => LinkSettings::default(),
             Self::Unix(_) => LinkSettings::within_machine(),

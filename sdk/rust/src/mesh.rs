@@ -17,12 +17,6 @@ pub fn mesh() -> Result<Channel, MeshError> {
     mesh_through(&socket)
 }
 
-/// As [`mesh()`], in frames instead of HTTP/2: a fraction of the cost of each call.
-pub fn mesh_link() -> Result<LinkChannel, MeshError> {
-    let socket = env::var_os("BH_MESH_SOCKET").ok_or(MeshError::NoMesh)?;
-    Ok(LinkChannel::unix(socket))
-}
-
 /// The same through a socket that is known otherwise: code within a node has no environment of
 /// its own.
 pub fn mesh_through(socket: &Path) -> Result<Channel, MeshError> {
@@ -30,6 +24,12 @@ pub fn mesh_through(socket: &Path) -> Result<Channel, MeshError> {
     let endpoint = Endpoint::from_shared(format!("unix:{path}"))
         .map_err(|_| MeshError::BadPath(socket.into()))?;
     Ok(endpoint.connect_lazy())
+}
+
+/// As [`mesh()`], in frames instead of HTTP/2: a fraction of the cost of each call.
+pub fn mesh_link() -> Result<LinkChannel, MeshError> {
+    let socket = env::var_os("BH_MESH_SOCKET").ok_or(MeshError::NoMesh)?;
+    Ok(LinkChannel::unix(socket))
 }
 
 /// Why there is no way into the mesh.

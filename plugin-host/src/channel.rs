@@ -1,4 +1,5 @@
-//! Calls to one run of a plugin: HTTP/2 over its socket, bytes untouched.
+//! Calls to one run of a plugin: in frames where its socket takes them, in HTTP/2 else; bytes
+//! untouched.
 //!
 //! A few connections per plugin, opened when needed and reused. What goes wrong is told by
 //! whether the plugin may have begun the call: no connection, or a stream the plugin refused, is
@@ -6,6 +7,7 @@
 
 mod address;
 mod asking;
+mod framed;
 mod reply;
 mod withdraw;
 
@@ -19,7 +21,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use futures::future::BoxFuture;
+use futures::future::{BoxFuture, ready};
 use http::{HeaderMap, HeaderName, HeaderValue, header};
 use hyper::{
     body::Incoming,
@@ -32,12 +34,14 @@ use protocol::{
     id::InstanceId,
     limits::METADATA_BYTES_MAX,
     ports::{Body, Call, Invoke, Reach, Reply},
+    timeout::{self, GRPC_TIMEOUT},
 };
 use tokio::time::timeout_at;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 pub(crate) use address::{Address, Listener};
 pub(crate) use asking::Asking;
+use framed::Framed;
 use reply::{ReplyBody, lost};
 use withdraw::{Patient, Sending};
 
@@ -50,7 +54,7 @@ const CONNECTIONS_MAX: usize = 4;
 const CALLS_PER_CONNECTION: usize = 64;
 
 /// Calls to one plugin at once. More are refused at once instead of queueing where nobody sees.
-const CALLS_MAX: usize = 4_096;
+const CALLS_MAX: usize = 16_384;
 
 /// How long connecting may take where the caller set no earlier deadline.
 const CONNECT_PATIENCE: Duration = Duration::from_secs(5);
@@ -69,6 +73,7 @@ struct Inner {
     plugin: String,
     address: Address,
     connections: Mutex<Vec<Connection>>,
+    framed: Framed,
     calls: Arc<AtomicUsize>,
     begun: AtomicU64,
     idle: tokio::sync::Notify,
@@ -89,6 +94,7 @@ impl Channel {
                 plugin: plugin.into(),
                 address,
                 connections: Mutex::new(Vec::new()),
+                framed: Framed::default(),
                 calls: Arc::new(AtomicUsize::new(0)),
                 begun: AtomicU64::new(0),
                 idle: tokio::sync::Notify::new(),
@@ -123,6 +129,7 @@ impl Channel {
     pub(crate) async fn close(&self) {
         self.inner.closing.cancel();
         self.inner.connections.lock().clear();
+        self.inner.framed.close();
         self.inner.tasks.close();
         self.inner.tasks.wait().await;
     }
@@ -137,16 +144,24 @@ impl Drop for Channel {
 impl Invoke for Channel {
     fn invoke(&self, call: Call) -> BoxFuture<'static, Result<Reply, Failure>> {
         let inner = Arc::clone(&self.inner);
-        Box::pin(async move { inner.call(call).await })
+        let Some(guard) = Guard::enter(&inner) else {
+            let message = format!("plugin {} has {CALLS_MAX} calls at once already", inner.plugin);
+            return Box::pin(ready(Err(Failure::not_started(Reason::Busy, message))));
+        };
+        if let Some(link) = inner.framed_now() {
+            return framed::invoke(&link, call, guard);
+        }
+        Box::pin(async move {
+            match inner.framed(call.head.deadline).await? {
+                Some(link) => framed::invoke(&link, call, guard).await,
+                None => inner.call(call, guard).await,
+            }
+        })
     }
 }
 
 impl Inner {
-    async fn call(self: Arc<Self>, call: Call) -> Result<Reply, Failure> {
-        let Some(mut guard) = Guard::enter(&self) else {
-            let message = format!("plugin {} has {CALLS_MAX} calls at once already", self.plugin);
-            return Err(Failure::not_started(Reason::Busy, message));
-        };
+    async fn call(self: Arc<Self>, call: Call, mut guard: Guard) -> Result<Reply, Failure> {
         let deadline = call.head.deadline;
         let mut request = request(call, Instant::now())?;
         // A connection that the plugin closed while idle gives the request back untouched; then
@@ -205,14 +220,7 @@ impl Inner {
                 let message = format!("plugin {} cannot be reached: {error}", self.plugin);
                 return Err(Failure::not_started(Reason::Unreachable, message));
             }
-            Err(_) => {
-                let message = format!("plugin {} does not accept connections", self.plugin);
-                let reason = match deadline {
-                    Some(deadline) if deadline <= Instant::now() => Reason::DeadlineExceeded,
-                    _ => Reason::Unreachable,
-                };
-                return Err(Failure::not_started(reason, message));
-            }
+            Err(_) => return Err(self.does_not_accept(deadline)),
         };
         let mut connections = self.connections.lock();
         // Others may have opened some meanwhile; one too many serves this call and is dropped.
@@ -264,9 +272,19 @@ impl Inner {
         }
         let mut metadata = parts.headers;
         remove_hop_by_hop(&mut metadata);
+        self.framed.note(&mut metadata);
         let told = metadata.contains_key("grpc-status");
         let body = ReplyBody::new(&self.plugin, body, told, deadline, guards);
         Ok(Reply { metadata, body: Body::new(body) })
+    }
+
+    fn does_not_accept(&self, deadline: Option<Instant>) -> Failure {
+        let message = format!("plugin {} does not accept connections", self.plugin);
+        let reason = match deadline {
+            Some(deadline) if deadline <= Instant::now() => Reason::DeadlineExceeded,
+            _ => Reason::Unreachable,
+        };
+        Failure::not_started(reason, message)
     }
 
     fn deadline_passed(&self) -> Failure {
@@ -295,25 +313,10 @@ fn request(call: Call, now: Instant) -> Result<http::Request<Body>, Failure> {
             let message = "the deadline had passed before the plugin was asked";
             return Err(Failure::not_started(Reason::DeadlineExceeded, message));
         };
-        headers.insert(GRPC_TIMEOUT, timeout_header(left));
+        headers.insert(GRPC_TIMEOUT, timeout::write(left));
     }
     *request.headers_mut() = headers;
     Ok(request)
-}
-
-const GRPC_TIMEOUT: HeaderName = HeaderName::from_static("grpc-timeout");
-
-/// Source: gRPC over HTTP/2, *Timeout*: at most eight digits and a unit. Rounded up, so that the
-/// node, which knows the caller's deadline, is the first to see it pass.
-fn timeout_header(left: Duration) -> HeaderValue {
-    const DIGITS_MAX: u128 = 99_999_999;
-    let millis = left.as_nanos().div_ceil(1_000_000);
-    let (value, unit) = if millis <= DIGITS_MAX {
-        (millis, 'm')
-    } else {
-        (millis.div_ceil(1_000).min(DIGITS_MAX), 'S')
-    };
-    HeaderValue::from_str(&format!("{value}{unit}")).unwrap_or(HeaderValue::from_static("1S"))
 }
 
 fn remove_hop_by_hop(headers: &mut HeaderMap) {

@@ -150,6 +150,59 @@ async fn echo_answers_all_four_kinds_of_call_on_an_inherited_listener() {
 }
 
 #[tokio::test]
+async fn one_socket_answers_all_four_kinds_of_call_in_both_dialects_at_once() {
+    let plugin = Process::start_with_listener("echo", &[]);
+    let mut http = EchoClient::new(plugin.channel().await);
+    let mut frames = EchoClient::new(sdk::LinkChannel::unix(plugin.socket()));
+    assert_eq!(http.say(say("one")).await.expect("unary").into_inner().text, "Echo: one");
+    assert_eq!(frames.say(say("one")).await.expect("unary").into_inner().text, "Echo: one");
+
+    let repeat = RepeatRequest { text: "two".into(), times: 1_000 };
+    let replies = frames.repeat(repeat).await.expect("server").into_inner();
+    let texts: Vec<_> = replies.map(|reply| reply.expect("reply").text).collect().await;
+    assert_eq!(texts, vec!["Echo: two"; 1_000]);
+
+    let words = || tokio_stream::iter(["a", "b", "c"].map(say));
+    assert_eq!(frames.join(words()).await.expect("client").into_inner().text, "Echo: a b c");
+    let replies = frames.chat(words()).await.expect("both").into_inner();
+    let texts: Vec<_> = replies.map(|reply| reply.expect("reply").text).collect().await;
+    assert_eq!(texts, ["Echo: a", "Echo: b", "Echo: c"]);
+    assert_eq!(http.say(say("still")).await.expect("unary").into_inner().text, "Echo: still");
+}
+
+#[tokio::test]
+async fn the_health_answer_says_that_the_socket_takes_frames() {
+    let plugin = Process::start("echo", &[]);
+    let mut health = HealthClient::new(plugin.channel().await);
+    let answer = health.check(HealthCheckRequest { service: String::new() }).await.expect("asked");
+    let (name, value) = protocol::frame::ANNOUNCEMENT;
+    assert_eq!(answer.metadata().get(name).expect("said"), value);
+}
+
+#[tokio::test]
+async fn a_call_in_frames_is_finished_after_sigterm_and_a_new_one_is_not_begun() {
+    let plugin = Process::start("echo", &[]);
+    plugin.channel().await;
+    let channel = sdk::LinkChannel::unix(plugin.socket());
+    let mut probe = ProbeClient::new(channel.clone());
+    let linger = LingerRequest { key: "k".into(), millis: 500 };
+    let going_on = tokio::spawn(async move { probe.linger(linger).await });
+    let mut asking = ProbeClient::new(channel.clone());
+    let begun = async {
+        let ask = || OutcomeRequest { key: "k".into() };
+        while asking.outcome(ask()).await.expect("outcome").into_inner().begun == 0 {
+            tokio::task::yield_now().await;
+        }
+    };
+    tokio::time::timeout(PATIENCE, begun).await.expect("begun");
+    plugin.terminate();
+    going_on.await.expect("task").expect("it is finished");
+    assert!(plugin.ended().await.success());
+    let late = asking.outcome(OutcomeRequest { key: "k".into() }).await.expect_err("gone");
+    assert_eq!(late.code(), Code::Unavailable);
+}
+
+#[tokio::test]
 async fn counters_count_and_tell_who_watches() {
     let plugin = Process::start("counter", &[]);
     let mut counter = CounterClient::new(plugin.channel().await);

@@ -41,6 +41,9 @@ pub const VERSION: u8 = 1;
 /// so one byte tells a link from HTTP/1, from HTTP/2 (`PRI * HTTP/2.0`) and from TLS (`0x16`).
 pub const MAGIC: [u8; 7] = *b"\xBBhlink\n";
 
+/// The header with which a plugin's HTTP/2 health answer says that the same socket takes links.
+pub const ANNOUNCEMENT: (&str, &str) = ("bh-link", "1");
+
 /// Bytes of a preface: [`MAGIC`] and the version.
 pub const PREFACE_BYTES: usize = MAGIC.len() + 1;
 

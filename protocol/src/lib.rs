@@ -17,4 +17,5 @@ pub mod manifest;
 pub mod ports;
 pub mod proto;
 pub mod service;
+pub mod timeout;
 pub mod wishes;

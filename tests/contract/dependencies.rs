@@ -12,10 +12,10 @@ const MAY_IMPORT: &[(&str, &[&str])] = &[
     ("link", &["protocol"]),
     ("dht-registry", &["protocol"]),
     ("router", &["protocol"]),
-    ("gateway", &["protocol"]),
+    ("gateway", &["protocol", "link"]),
     ("cli", &["protocol"]),
-    ("sdk", &["protocol"]),
-    ("plugin-host", &["protocol", "launcher"]),
+    ("sdk", &["protocol", "link"]),
+    ("plugin-host", &["protocol", "link", "launcher"]),
     ("peer", &["protocol", "dht-registry", "link"]),
     ("bootstrap", &["protocol", "peer"]),
     (
@@ -37,7 +37,7 @@ const MAY_IMPORT: &[(&str, &[&str])] = &[
     ),
     ("plugins", &["sdk", "protocol"]),
     ("testnet", &["protocol", "dht-registry", "router", "node", "bootstrap", "plugins"]),
-    ("tests", &["protocol", "dht-registry", "router", "testnet", "plugins"]),
+    ("tests", &["protocol", "dht-registry", "router", "testnet", "plugins", "sdk"]),
     ("bench", &["protocol", "link", "testnet", "plugins", "sdk"]),
     ("xtask", &[]),
 ];

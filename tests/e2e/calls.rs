@@ -1,4 +1,5 @@
-//! A call arrives as it was sent, and so does its answer: all four kinds, here and across peers.
+//! A call arrives as it was sent, and so does its answer: all four kinds, here and across peers,
+//! over HTTP/2 and in frames.
 
 use std::time::{Duration, Instant};
 
@@ -7,20 +8,16 @@ use plugins::demo::{
     OutcomeRequest, RepeatRequest, SayRequest,
 };
 use protocol::limits::MESSAGE_BYTES_MAX;
-use testnet::{Cluster, Must, Node, packages, until};
+use testnet::{Cluster, Must, packages, until};
 use tonic::{Code, Request, metadata::MetadataValue};
 
-use crate::support::{ECHO, KNOWN_WITHIN, echo, pair_with, probe, say, timed};
+use crate::dialects::{Via, callers, echo, probe, say};
+use crate::support::{ECHO, KNOWN_WITHIN, pair_with, timed};
 
 /// A message that gRPC libraries take by default, with room for what wraps it.
 const PLUGIN_BYTES_MAX: usize = 4 * 1024 * 1024 - 1024;
 
-/// The caller beside the plugin, and the caller at another peer.
-fn callers(cluster: &Cluster) -> [&Node; 2] {
-    ["b", "a"].map(|name| cluster.peer(name).must())
-}
-
-async fn outcome(node: &Node, key: &str) -> Result<OutcomeReply, String> {
+async fn outcome(node: &Via<'_>, key: &str) -> Result<OutcomeReply, String> {
     let request = timed(OutcomeRequest { key: key.into() });
     let outcome = probe(node).outcome(request).await.map_err(|status| status.to_string())?;
     Ok(outcome.into_inner())
@@ -29,7 +26,7 @@ async fn outcome(node: &Node, key: &str) -> Result<OutcomeReply, String> {
 #[tokio::test]
 async fn all_four_kinds_of_call_arrive_here_and_across_peers() {
     let cluster = pair_with("echo", ECHO).await.must();
-    for node in callers(&cluster) {
+    for node in &callers(&cluster) {
         assert_eq!(say(node, "one").await.must(), "Echo: one");
 
         let request = timed(RepeatRequest { text: "again".into(), times: 100 });
@@ -50,7 +47,7 @@ async fn all_four_kinds_of_call_arrive_here_and_across_peers() {
 #[tokio::test]
 async fn a_conversation_goes_back_and_forth_message_by_message() {
     let cluster = pair_with("echo", ECHO).await.must();
-    for node in callers(&cluster) {
+    for node in &callers(&cluster) {
         let (say, heard) = tokio::sync::mpsc::channel::<SayRequest>(1);
         let texts = futures::stream::unfold(heard, |mut heard| async {
             heard.recv().await.map(|text| (text, heard))
@@ -72,7 +69,7 @@ async fn a_conversation_goes_back_and_forth_message_by_message() {
 #[tokio::test]
 async fn metadata_arrives_as_sent_binary_and_repeated_included() {
     let cluster = pair_with("echo", ECHO).await.must();
-    for node in callers(&cluster) {
+    for node in &callers(&cluster) {
         let mut request = timed(InspectRequest {});
         let binary = [0_u8, 255, 1, 254];
         let metadata = request.metadata_mut();
@@ -97,7 +94,7 @@ async fn metadata_arrives_as_sent_binary_and_repeated_included() {
 #[tokio::test]
 async fn a_plugins_own_failure_arrives_with_code_words_details_and_trailers() {
     let cluster = pair_with("echo", ECHO).await.must();
-    for node in callers(&cluster) {
+    for node in &callers(&cluster) {
         for code in 1..=16 {
             let trailer =
                 |name: &str, value: &[u8]| Metadatum { name: name.into(), value: value.to_vec() };
@@ -122,7 +119,7 @@ async fn a_plugins_own_failure_arrives_with_code_words_details_and_trailers() {
 #[tokio::test]
 async fn a_deadline_ends_the_call_at_both_ends() {
     let cluster = pair_with("echo", ECHO).await.must();
-    for node in callers(&cluster) {
+    for node in &callers(&cluster) {
         let key = format!("deadline-{}", node.name());
         let mut request = Request::new(LingerRequest { key: key.clone(), millis: 60_000 });
         request.set_timeout(Duration::from_millis(400));
@@ -144,7 +141,7 @@ async fn a_deadline_ends_the_call_at_both_ends() {
 #[tokio::test]
 async fn a_caller_that_gives_up_is_noticed_by_the_plugin() {
     let cluster = pair_with("echo", ECHO).await.must();
-    for node in callers(&cluster) {
+    for node in &callers(&cluster) {
         let unary = format!("unary-{}", node.name());
         let request = timed(LingerRequest { key: unary.clone(), millis: 60_000 });
         let mut client = probe(node);
@@ -180,7 +177,7 @@ async fn a_caller_that_gives_up_is_noticed_by_the_plugin() {
 #[tokio::test]
 async fn a_large_message_passes_and_a_larger_one_is_refused_and_harms_no_other_call() {
     let cluster = pair_with("echo", ECHO).await.must();
-    for node in callers(&cluster) {
+    for node in &callers(&cluster) {
         let handle = |bytes: usize| {
             let mut client = echo(node).max_decoding_message_size(64 << 20);
             let data: Vec<u8> = (0..bytes).map(|at| (at % 251) as u8).collect();
@@ -199,7 +196,7 @@ async fn a_large_message_passes_and_a_larger_one_is_refused_and_harms_no_other_c
 #[tokio::test]
 async fn many_calls_at_once_each_get_their_own_answer() {
     let cluster = pair_with("echo", ECHO).await.must();
-    for node in callers(&cluster) {
+    for node in &callers(&cluster) {
         let client = echo(node);
         let calls = (0..500).map(|number| {
             let mut client = client.clone();
@@ -216,8 +213,8 @@ async fn many_calls_at_once_each_get_their_own_answer() {
 #[tokio::test]
 async fn a_method_that_does_not_exist_is_unimplemented_not_unavailable() {
     let cluster = pair_with("echo", ECHO).await.must();
-    for node in callers(&cluster) {
-        let caller = testnet::client::Caller::of(&node.ready().grpc).must();
+    for node in &callers(&cluster) {
+        let caller = testnet::client::Caller::of(&node.peer.ready().grpc).must();
         let within = Duration::from_secs(10);
         let answer = caller.unary("/demo.v1.Echo/Nothing", Vec::new(), &[], within).await;
         assert_eq!(answer.expect_err("no such method").code(), Code::Unimplemented);
@@ -234,7 +231,8 @@ async fn a_plugin_calls_another_through_its_own_mesh_socket() {
     b.load(&packages::plugin("counter").must()).await.must();
     cluster.all_see(crate::support::COUNTER, &["b"], KNOWN_WITHIN).await.must();
     let request = plugins::demo::CountThroughMeshRequest { name: "mesh".into(), amount: 5 };
-    let counted = probe(a).count_through_mesh(timed(request)).await.must().into_inner();
+    let counted =
+        crate::support::probe(a).count_through_mesh(timed(request)).await.must().into_inner();
     assert_eq!(counted.value, 5);
     assert_eq!(counted.instance, b.plugin("counter").await.must().instance);
 }
@@ -248,7 +246,10 @@ async fn a_plugin_calls_nothing_that_it_does_not_ask_for_or_that_the_operator_de
     a.load(&packages::plugin("counter").must()).await.must();
     cluster.all_see(crate::support::COUNTER, &["a"], KNOWN_WITHIN).await.must();
     let request = plugins::demo::CountThroughMeshRequest { name: "mesh".into(), amount: 5 };
-    let refused = probe(a).count_through_mesh(timed(request)).await.expect_err("not asked for");
+    let refused = crate::support::probe(a)
+        .count_through_mesh(timed(request))
+        .await
+        .expect_err("not asked for");
     assert_eq!(refused.code(), Code::PermissionDenied, "{refused}");
     assert!(refused.message().contains("`call:demo.v1.Counter`"), "{refused}");
     let echo = a.plugin("echo").await.must();

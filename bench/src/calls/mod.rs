@@ -5,6 +5,7 @@
 //! by run, and told as the median of that.
 
 mod figures;
+mod overhead;
 mod steady;
 mod transfer;
 
@@ -109,6 +110,9 @@ pub async fn measure(plan: Plan, only: &str) -> Result<Vec<Figure>> {
         others.extend(steadily(duration, &mut started, &results).await?);
     }
     drop(started);
+    if overhead::NAME.contains(only) {
+        others.push(overhead::wire_overhead()?);
+    }
     if transfer::NAMES.iter().any(|name| name.contains(only)) {
         others.extend(transfers(plan).await);
     }

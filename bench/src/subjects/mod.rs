@@ -9,6 +9,7 @@ mod foreign;
 mod frames;
 mod go_plugin;
 pub mod libp2p;
+mod links;
 pub mod mesh;
 mod nats;
 mod nginx;
@@ -31,6 +32,7 @@ pub const ALL: &[Group] = &[
     frames::GROUP,
     direct::GROUP,
     mesh::GROUP,
+    links::GROUP,
     nginx::GROUP,
     nats::GROUP,
     libp2p::GROUP,

@@ -8,8 +8,8 @@ use protocol::limits::METADATA_BYTES_MAX;
 pub(crate) const CONNECTIONS_MAX: usize = 1_024;
 
 /// Calls in progress on all connections of one [`crate::Grpc`]. Further ones are refused with
-/// `RESOURCE_EXHAUSTED`. At about 10 KB each this is 80 MB.
-pub(crate) const CALLS_MAX: usize = 8_192;
+/// `RESOURCE_EXHAUSTED`. At about 10 KB each this is 160 MB.
+pub(crate) const CALLS_MAX: usize = 16_384;
 
 /// Calls in progress on one connection; a client that wants more waits, as HTTP/2 has it. High
 /// enough for a proxy that shares one connection among all of its users.

@@ -39,7 +39,7 @@ use crate::{
 pub struct Grpc {
     invoke: Arc<dyn Invoke>,
     /// Services answered here, by name.
-    own: Arc<HashMap<ServiceName, Router>>,
+    own: Arc<HashMap<String, Router>>,
     calls: Arc<Semaphore>,
 }
 
@@ -67,7 +67,7 @@ impl Grpc {
         routes: &Router,
     ) -> Self {
         let own = Arc::make_mut(&mut self.own);
-        own.extend(services.into_iter().map(|service| (service, routes.clone())));
+        own.extend(services.into_iter().map(|service| (service.to_string(), routes.clone())));
         self
     }
 
@@ -76,10 +76,9 @@ impl Grpc {
         if let Err(refusal) = translate::admit(&parts) {
             return rescue::refuse(&refusal).map(Outgoing::Own);
         }
-        let Ok(permit) = Arc::clone(&self.calls).try_acquire_owned() else {
-            let message = format!("{CALLS_MAX} calls are in progress here; try again later");
-            let failure = Failure::not_started(Reason::Busy, message);
-            return rescue::answer(&failure).map(Outgoing::Own);
+        let permit = match self.permit() {
+            Ok(permit) => permit,
+            Err(failure) => return rescue::answer(&failure).map(Outgoing::Own),
         };
         if let Some(routes) = self.own_routes(parts.uri.path()) {
             let request = Request::from_parts(parts, incoming);
@@ -92,17 +91,29 @@ impl Grpc {
         }
     }
 
-    fn own_routes(&self, path: &str) -> Option<Router> {
-        let (service, _) = path.strip_prefix('/')?.split_once('/')?;
-        self.own.get(&service.parse().ok()?).cloned()
+    /// A place among the calls in progress.
+    pub(crate) fn permit(&self) -> Result<OwnedSemaphorePermit, Failure> {
+        Arc::clone(&self.calls).try_acquire_owned().map_err(|_| {
+            let message = format!("{CALLS_MAX} calls are in progress here; try again later");
+            Failure::not_started(Reason::Busy, message)
+        })
     }
 
-    async fn carry(
+    /// Who answers `path` here, if it is not part of the mesh.
+    pub(crate) fn own_routes(&self, path: &str) -> Option<Router> {
+        let (service, _) = path.strip_prefix('/')?.split_once('/')?;
+        self.own.get(service).cloned()
+    }
+
+    pub(crate) async fn carry<B>(
         self,
         head: ports::CallHead,
-        incoming: Incoming,
+        incoming: B,
         permit: OwnedSemaphorePermit,
-    ) -> Response<Outgoing> {
+    ) -> Response<Outgoing>
+    where
+        B: http_body::Body<Data = Bytes> + Send + Unpin + 'static,
+    {
         let (upload, mut verdict) = Upload::new(incoming);
         let carried = self.invoke.invoke(Call { head, body: ports::Body::new(upload) });
         let outcome = tokio::select! {

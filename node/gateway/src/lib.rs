@@ -15,6 +15,7 @@
 mod bounds;
 mod catalog;
 mod details;
+mod framed;
 mod grpc;
 mod health;
 mod http_side;

@@ -24,6 +24,7 @@ use hyper_util::{
     server::conn::auto,
     service::TowerToHyperService,
 };
+use link::{Dialect, LinkSettings, Socket};
 use protocol::ports::Caller;
 use tokio::{
     io::{AsyncRead, AsyncWrite, ReadBuf},
@@ -38,6 +39,7 @@ use crate::{
         FRAME_BYTES_MAX, GREETING, HEADER_LIST_BYTES_MAX, KEEP_ALIVE_ANSWER, KEEP_ALIVE_EVERY,
         RESETS_PENDING_MAX, SEND_BUFFER_BYTES_MAX, STREAM_WINDOW_BYTES,
     },
+    framed::{self, Links},
     grpc::{Grpc, GrpcService},
 };
 
@@ -62,7 +64,7 @@ impl From<UnixListener> for Listening {
     }
 }
 
-/// Serves gRPC on `listening`, everyone there being `caller`, until `stop` is cancelled. Then
+/// Serves gRPC on `listening`, in HTTP/2 and in frames as each connection likes, everyone there being `caller`, until `stop` is cancelled. Then
 /// nothing new is accepted, calls in progress have `drain` to end, and what is left is cut off.
 /// Returns when every connection is closed. Dropping the future cuts everything off at once.
 pub async fn serve_grpc(
@@ -72,10 +74,11 @@ pub async fn serve_grpc(
     stop: CancellationToken,
     drain: Duration,
 ) {
-    serve(listening.into(), GrpcService { grpc, caller }, stop, drain).await;
+    let links = Links::new(grpc.clone(), caller.clone());
+    serve(listening.into(), GrpcService { grpc, caller }, Some(links), stop, drain).await;
 }
 
-/// Serves gRPC on one connection that was already accepted; otherwise as [`serve_grpc`].
+/// Serves gRPC over HTTP/2 on one connection that was already accepted; otherwise as [`serve_grpc`].
 pub async fn serve_grpc_stream<S>(
     stream: S,
     grpc: Grpc,
@@ -97,11 +100,16 @@ pub async fn serve_http(
     stop: CancellationToken,
     drain: Duration,
 ) {
-    serve(listening.into(), TowerToHyperService::new(routes), stop, drain).await;
+    serve(listening.into(), TowerToHyperService::new(routes), None, stop, drain).await;
 }
 
-async fn serve<S, B>(listening: Listening, service: S, stop: CancellationToken, drain: Duration)
-where
+async fn serve<S, B>(
+    listening: Listening,
+    service: S,
+    links: Option<Links>,
+    stop: CancellationToken,
+    drain: Duration,
+) where
     S: Serves<B>,
     S::Future: Send + 'static,
     B: http_body::Body<Data = Bytes, Error = axum::Error> + Send + 'static,
@@ -117,7 +125,7 @@ where
         match accepted {
             Ok(stream) => {
                 if let Ok(slot) = Arc::clone(&slots).try_acquire_owned() {
-                    server.spawn(stream, slot);
+                    server.accept(stream, links.clone(), slot);
                 } else {
                     tracing::warn!(CONNECTIONS_MAX, "connection refused: too many are open");
                 }
@@ -176,7 +184,34 @@ impl<S> Server<S> {
         }
     }
 
-    /// Serves `stream`, holding `slot` while it lasts.
+    /// Serves `stream` in the dialect that it speaks, holding `slot` while it lasts.
+    fn accept<B, G>(&self, stream: Stream, links: Option<Links>, slot: G)
+    where
+        S: Serves<B>,
+        S::Future: Send + 'static,
+        B: http_body::Body<Data = Bytes, Error = axum::Error> + Send + 'static,
+        G: Send + 'static,
+    {
+        let Some(links) = links else { return self.spawn(stream, slot) };
+        let service = self.service.clone();
+        let (drain, cut) = (self.drain.clone(), self.cutting.clone());
+        let tasks = Owned(self.tasks.clone());
+        self.tasks.spawn(async move {
+            let sniffed = tokio::select! {
+                sniffed = tokio::time::timeout(GREETING, link::sniff(&stream)) => sniffed,
+                () = drain.cancelled() => return,
+                () = cut.cancelled() => return,
+            };
+            match sniffed {
+                Ok(Ok(Dialect::Link)) => framed::drive(stream, links, drain, cut).await,
+                Ok(Ok(Dialect::Other)) => drive(stream, service, tasks, drain, cut).await,
+                Ok(Err(_)) | Err(_) => tracing::debug!("connection closed: it said nothing"),
+            }
+            drop(slot);
+        });
+    }
+
+    /// Serves `stream` in HTTP, holding `slot` while it lasts.
     fn spawn<B, I, G>(&self, stream: I, slot: G)
     where
         S: Serves<B>,
@@ -213,7 +248,7 @@ impl<S> Server<S> {
     }
 }
 
-/// Runs one connection to its end.
+/// Runs one HTTP connection to its end.
 async fn drive<S, B, I>(
     stream: I,
     service: S,
@@ -296,9 +331,28 @@ where
 }
 
 /// A byte stream of either kind.
-enum Stream {
+pub(crate) enum Stream {
     Tcp(TcpStream),
     Unix(UnixStream),
+}
+
+impl Stream {
+    /// How a link on it behaves.
+    pub(crate) fn settings(&self) -> LinkSettings {
+        match self {
+            Self::Tcp(_) => LinkSettings::default(),
+            Self::Unix(_) => LinkSettings::within_machine(),
+        }
+    }
+}
+
+impl Socket for Stream {
+    async fn first_byte(&self) -> io::Result<Option<u8>> {
+        match self {
+            Self::Tcp(stream) => stream.first_byte().await,
+            Self::Unix(stream) => stream.first_byte().await,
+        }
+    }
 }
 
 async fn accept(listening: &Listening) -> io::Result<Stream> {

@@ -7,7 +7,6 @@ use std::{
 
 use bytes::Bytes;
 use http_body::{Frame, SizeHint};
-use hyper::body::Incoming;
 use protocol::{
     failure::{Failure, Reason},
     limits::MESSAGE_BYTES_MAX,
@@ -24,16 +23,16 @@ use crate::{
 };
 
 /// The caller's messages on their way in.
-pub(crate) struct Upload {
-    incoming: Incoming,
+pub(crate) struct Upload<B> {
+    incoming: B,
     sizes: Sizes,
     /// Tells the way out that the way in was refused: gRPC answers there.
     refused: Option<oneshot::Sender<Failure>>,
 }
 
-impl Upload {
+impl<B> Upload<B> {
     /// The messages of `incoming`, and where their refusal would be told.
-    pub(crate) fn new(incoming: Incoming) -> (Self, Verdict) {
+    pub(crate) fn new(incoming: B) -> (Self, Verdict) {
         let (refused, verdict) = oneshot::channel();
         let upload = Self { incoming, sizes: Sizes::default(), refused: Some(refused) };
         (upload, Verdict(Some(verdict)))
@@ -62,7 +61,7 @@ impl Verdict {
     }
 }
 
-impl http_body::Body for Upload {
+impl<B: http_body::Body<Data = Bytes> + Unpin> http_body::Body for Upload<B> {
     type Data = Bytes;
     type Error = Failure;
 

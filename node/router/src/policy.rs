@@ -212,6 +212,6 @@ pub struct Limit {
 impl Default for Limit {
     fn default() -> Self {
         // As many as the plugin host carries to one plugin.
-        Self { calls_max: 4_096, adaptive: false }
+        Self { calls_max: 16_384, adaptive: false }
     }
 }

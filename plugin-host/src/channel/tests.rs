@@ -199,15 +199,99 @@ async fn somebody_elses_socket_in_the_plugins_place_is_not_called() {
     assert!(failure.message.contains("which is not the plugin's"), "{failure}");
 }
 
-#[test]
-fn timeouts_keep_to_eight_digits_and_end_after_the_callers_own() {
-    for (left, text) in [
-        (Duration::from_nanos(5), "1m"),
-        (Duration::from_micros(1_001), "2m"),
-        (Duration::from_secs(5), "5000m"),
-        (Duration::from_secs(1_000_000), "1000000S"),
-        (Duration::MAX, "99999999S"),
-    ] {
-        assert_eq!(timeout_header(left), text);
+/// A plugin whose socket says that it takes frames: it answers the first connection in HTTP/2, and
+/// tells with which byte each of the others began.
+fn announcing(
+    frames: bool,
+) -> (tempfile::TempDir, PathBuf, tokio::sync::mpsc::UnboundedReceiver<link::Dialect>) {
+    let directory = tempfile::tempdir().expect("made");
+    let path = directory.path().join("s");
+    let listener = UnixListener::bind(&path).expect("bound");
+    let (tell, told) = tokio::sync::mpsc::unbounded_channel();
+    tokio::spawn(async move {
+        while let Ok((stream, _)) = listener.accept().await {
+            let dialect = link::sniff(&stream).await.expect("a first byte");
+            tell.send(dialect).expect("heard");
+            if dialect == link::Dialect::Other {
+                tokio::spawn(announce(stream));
+            } else if frames {
+                let settings = link::LinkSettings::default();
+                let handler = Arc::new(Answering);
+                tokio::spawn(link::serve(stream, settings, Caller::Client, handler));
+            }
+        }
+    });
+    (directory, path, told)
+}
+
+async fn announce(stream: tokio::net::UnixStream) {
+    let mut connection = h2::server::handshake(stream).await.expect("HTTP/2");
+    while let Some(Ok((_, mut respond))) = connection.accept().await {
+        let (name, value) = protocol::frame::ANNOUNCEMENT;
+        let head = http::Response::builder().header(name, value).header("grpc-status", "0");
+        respond.send_response(head.body(()).expect("valid"), true).expect("sent");
     }
+}
+
+struct Answering;
+
+impl Invoke for Answering {
+    fn invoke(&self, _: Call) -> BoxFuture<'static, Result<Reply, Failure>> {
+        let mut metadata = HeaderMap::new();
+        metadata.insert("grpc-status", HeaderValue::from_static("0"));
+        let body = Body::new(http_body_util::Empty::new().map_err(|never| match never {}));
+        Box::pin(ready(Ok(Reply { metadata, body })))
+    }
+}
+
+#[tokio::test]
+async fn a_socket_that_says_so_is_called_in_frames_from_the_next_call_on() {
+    let (_directory, path, mut told) = announcing(true);
+    let channel = channel(path);
+    for _ in 0..3 {
+        call(&channel).await.expect("answered");
+    }
+    assert_eq!(told.recv().await, Some(link::Dialect::Other));
+    assert_eq!(told.recv().await, Some(link::Dialect::Link));
+    assert!(told.try_recv().is_err(), "one link carries all calls");
+    channel.close().await;
+}
+
+#[tokio::test]
+async fn a_socket_that_says_so_and_does_not_answer_the_preface_is_called_in_http2_again() {
+    let (_directory, path, mut told) = announcing(false);
+    let channel = channel(path);
+    for _ in 0..5 {
+        call(&channel).await.expect("answered");
+    }
+    assert_eq!(told.recv().await, Some(link::Dialect::Other));
+    assert_eq!(told.recv().await, Some(link::Dialect::Link));
+    assert!(told.try_recv().is_err(), "it is tried once for a run");
+    channel.close().await;
+}
+
+#[tokio::test]
+async fn a_foreign_server_never_sees_a_frame() {
+    let directory = tempfile::tempdir().expect("made");
+    let path = directory.path().join("s");
+    let listener = UnixListener::bind(&path).expect("bound");
+    let channel = channel(path);
+    let serving = async {
+        let mut tasks = tokio::task::JoinSet::new();
+        loop {
+            let (stream, _) = listener.accept().await.expect("accepted");
+            assert_eq!(link::sniff(&stream).await.expect("a byte"), link::Dialect::Other);
+            tasks.spawn(async move {
+                let mut connection = h2::server::handshake(stream).await.expect("HTTP/2");
+                while let Some(Ok((request, respond))) = connection.accept().await {
+                    perform(Does::Answer, request, respond);
+                }
+            });
+        }
+    };
+    tokio::select! {
+        () = async { for _ in 0..50 { call(&channel).await.expect("answered"); } } => {}
+        () = serving => {}
+    }
+    channel.close().await;
 }

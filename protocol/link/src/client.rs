@@ -26,6 +26,7 @@ use crate::{
     desk::{Desk, Opening},
     half::{Answer, Half},
     outbound::Outbound,
+    wire::Begin,
 };
 
 /// The handle with which calls are opened. Cheap to clone; calls of all clones share the link.
@@ -83,11 +84,13 @@ fn named(failure: Failure, settings: &LinkSettings) -> Failure {
     }
 }
 
-pub(crate) fn new<S>(stream: S, settings: LinkSettings) -> (Link, Client<S>)
+/// `greeted`: the prefaces were exchanged already.
+pub(crate) fn new<S>(stream: S, settings: LinkSettings, greeted: bool) -> (Link, Client<S>)
 where
     S: AsyncRead + AsyncWrite + Unpin,
 {
-    let core = Core::new(stream, settings.clone(), false);
+    let core =
+        Core::new(stream, settings.clone(), if greeted { Begin::Greeted } else { Begin::Calling });
     let link = Link(Arc::new(Handle { desk: core.desk.clone(), settings }));
     let unused_since = core.now;
     let client = Client {

@@ -29,7 +29,7 @@ use crate::{
     half::{Ending, Half},
     outbound::{Burst, Outbound},
     send::send,
-    wire::Wire,
+    wire::{Begin, Wire},
 };
 
 /// Rounds of reading, handing on and writing in one wake-up, before other tasks have their turn.
@@ -142,9 +142,9 @@ pub(crate) struct Core<S> {
 }
 
 impl<S: AsyncRead + AsyncWrite + Unpin> Core<S> {
-    pub(crate) fn new(stream: S, settings: LinkSettings, answering: bool) -> Self {
+    pub(crate) fn new(stream: S, settings: LinkSettings, begin: Begin) -> Self {
         Self {
-            wire: Wire::new(stream, answering),
+            wire: Wire::new(stream, begin),
             desk: Arc::new(Desk::new(settings.calls_max)),
             settings,
             now: Instant::now(),
@@ -153,7 +153,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Core<S> {
             growth_left: GROWTH_BYTES_MAX,
             expiry: None,
             alarm: Alarm::default(),
-            answering,
+            answering: begin == Begin::Answering,
         }
     }
 

@@ -21,8 +21,10 @@
 mod client;
 mod core;
 mod desk;
+mod dialect;
 mod half;
 mod outbound;
+mod reconnecting;
 mod send;
 mod serve;
 mod wire;
@@ -38,10 +40,16 @@ use protocol::{
 use tokio::io::{AsyncRead, AsyncWrite};
 
 pub use client::Link;
+pub use dialect::{Dialect, Socket, connect, sniff};
+pub use reconnecting::Reconnecting;
 
 /// Calls in flight on one link; the next one is refused as busy, at once. A call costs about a
 /// kilobyte while it waits, so this is 4 MB.
 pub const CALLS_MAX: usize = 4_096;
+
+/// Calls in flight on a link between two programs of one machine, which is the only one they have:
+/// 16 MB while all of them wait.
+pub const CALLS_WITHIN_MACHINE_MAX: usize = 16_384;
 
 /// Bytes a link keeps for readers who have not read them yet, all calls together. Enough for 500
 /// calls whose readers all stopped; a call that would go beyond is failed as busy.
@@ -104,6 +112,18 @@ impl Default for LinkSettings {
     }
 }
 
+impl LinkSettings {
+    /// For a stream within one machine, where one link carries all calls of a program: the kernel tells when the other program is gone, so one
+    /// that computes for long and does not answer is not taken for dead.
+    pub fn within_machine() -> Self {
+        Self {
+            calls_max: CALLS_WITHIN_MACHINE_MAX,
+            silence: Duration::from_secs(CALL_IDLE_SECONDS_MAX),
+            ..Self::default()
+        }
+    }
+}
+
 /// Why a link ended.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum LinkEnd {
@@ -156,7 +176,7 @@ pub fn client<S>(
 where
     S: AsyncRead + AsyncWrite + Send + Unpin + 'static,
 {
-    client::new(stream, settings)
+    client::new(stream, settings, false)
 }
 
 /// Answers the calls that the other side of `stream` opens: each becomes one

@@ -27,6 +27,7 @@ use crate::{
     core::{Call, Core, Head, ROUNDS_MAX, Received},
     half::{self, Half},
     outbound::{Outbound, guard},
+    wire::Begin,
 };
 
 /// The driver.
@@ -59,7 +60,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Server<S> {
         handler: Arc<dyn Invoke>,
         drain: BoxFuture<'static, ()>,
     ) -> Self {
-        let core = Core::new(stream, settings, true);
+        let core = Core::new(stream, settings, Begin::Answering);
         let (began, drain) = (core.now, Some(drain));
         Self { core, caller, handler, rung: Vec::new(), began, drain, leaving: None }
     }

@@ -55,6 +55,17 @@ pub(crate) struct Wire<S> {
     pinged: Option<Instant>,
 }
 
+/// How this side of a link begins.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Begin {
+    /// With the other side's preface.
+    Answering,
+    /// With its own preface.
+    Calling,
+    /// With frames.
+    Greeted,
+}
+
 /// What there is between this side and the other's first frame.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Preface {
@@ -67,9 +78,9 @@ enum Preface {
 }
 
 impl<S: AsyncRead + AsyncWrite + Unpin> Wire<S> {
-    pub(crate) fn new(stream: S, answers: bool) -> Self {
+    pub(crate) fn new(stream: S, begin: Begin) -> Self {
         let mut out = Out::default();
-        if !answers {
+        if begin == Begin::Calling {
             out.put(&preface());
         }
         Self {
@@ -78,7 +89,11 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Wire<S> {
             out,
             input: BytesMut::new(),
             read_bytes: READ_BYTES_MIN,
-            preface: if answers { Preface::Answering } else { Preface::Expecting },
+            preface: match begin {
+                Begin::Answering => Preface::Answering,
+                Begin::Calling => Preface::Expecting,
+                Begin::Greeted => Preface::Exchanged,
+            },
             ended: false,
             blocked: false,
             heard: Instant::now(),

@@ -48,6 +48,8 @@
 
 #![forbid(unsafe_code)]
 
+mod channel;
+mod dialects;
 mod lifecycle;
 mod listen;
 mod logs;
@@ -55,7 +57,8 @@ mod mesh;
 mod plugin;
 mod serve;
 
+pub use channel::{LinkChannel, ReplyBody};
 pub use listen::ListenError;
-pub use mesh::{MeshError, mesh, mesh_through};
+pub use mesh::{MeshError, mesh, mesh_link, mesh_through};
 pub use plugin::{Answer, Plugin, Stream, instance};
 pub use serve::{PluginError, Running};

@@ -4,6 +4,8 @@ use std::{env, path::Path, path::PathBuf};
 
 use tonic::transport::{Channel, Endpoint};
 
+use crate::LinkChannel;
+
 /// A channel to every service of the mesh, under the identity of this plugin.
 ///
 /// Give it to any generated client: `CounterClient::new(sdk::mesh()?)`. It connects at the first
@@ -22,6 +24,12 @@ pub fn mesh_through(socket: &Path) -> Result<Channel, MeshError> {
     let endpoint = Endpoint::from_shared(format!("unix:{path}"))
         .map_err(|_| MeshError::BadPath(socket.into()))?;
     Ok(endpoint.connect_lazy())
+}
+
+/// As [`mesh()`], in frames instead of HTTP/2: a fraction of the cost of each call.
+pub fn mesh_link() -> Result<LinkChannel, MeshError> {
+    let socket = env::var_os("BH_MESH_SOCKET").ok_or(MeshError::NoMesh)?;
+    Ok(LinkChannel::unix(socket))
 }
 
 /// Why there is no way into the mesh.

@@ -13,8 +13,11 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio::{sync::oneshot, task::JoinHandle, time::timeout};
 use tonic::service::Routes;
 use tonic::transport::{Channel, Endpoint, Server};
-use tonic_health::{ServingStatus, server::HealthReporter};
+use tonic_health::ServingStatus;
+use tonic_health::pb::health_server::HealthServer;
+use tonic_health::server::{HealthReporter, HealthService};
 
+use crate::dialects::{self, Announced};
 use crate::listen::{self, Listener};
 use crate::{ListenError, Plugin, lifecycle, logs, plugin::Preparation};
 
@@ -170,7 +173,7 @@ async fn serve(
     check(&plugin)?;
     let preparation = plugin.preparation.take();
     let health = Health::new(&plugin.services, preparation.is_none()).await;
-    let routes = assemble(&plugin, &health)?;
+    let routes = assemble(&plugin)?.add_service(Announced(health.service()));
     let (draining, drained) = oneshot::channel::<()>();
     let mut server = pin!(transport(routes, listener, async { drop(drained.await) }));
     tokio::select! {
@@ -224,7 +227,7 @@ pub(crate) async fn routes(mut plugin: Plugin) -> Result<Routes, PluginError> {
         work.await.map_err(PluginError::NotPrepared)?;
     }
     let health = Health::new(&plugin.services, true).await;
-    assemble(&plugin, &health)
+    Ok(assemble(&plugin)?.add_service(health.service()))
 }
 
 /// Refuses a plugin that could not be called.
@@ -250,9 +253,9 @@ fn check(plugin: &Plugin) -> Result<(), PluginError> {
     }
 }
 
-/// The author's services, with health, reflection in both versions, and `Lifecycle`. Reflection
+/// The author's services, with reflection in both versions, and `Lifecycle`. Reflection
 /// names the author's services only: `Lifecycle` is between a plugin and its node.
-fn assemble(plugin: &Plugin, health: &Health) -> Result<Routes, PluginError> {
+fn assemble(plugin: &Plugin) -> Result<Routes, PluginError> {
     let reflection = || {
         let mut builder = tonic_reflection::server::Builder::configure()
             .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
@@ -263,11 +266,9 @@ fn assemble(plugin: &Plugin, health: &Health) -> Result<Routes, PluginError> {
         }
         plugin.services.iter().fold(builder, |builder, name| builder.with_service_name(*name))
     };
-    let health = tonic_health::server::HealthService::from_health_reporter(health.reporter.clone());
     Ok(plugin
         .routes
         .clone()
-        .add_service(tonic_health::pb::health_server::HealthServer::new(health))
         .add_service(reflection().build_v1().map_err(PluginError::Reflection)?)
         .add_service(reflection().build_v1alpha().map_err(PluginError::Reflection)?)
         .add_service(lifecycle::service(plugin)))
@@ -278,16 +279,13 @@ async fn transport(
     listener: Listener,
     drain: impl Future<Output = ()>,
 ) -> Result<(), tonic::transport::Error> {
-    let mut server = Server::builder().max_concurrent_streams(CALLS_PER_CONNECTION_MAX);
-    let serving = server.add_routes(routes);
+    let server = Server::builder().max_concurrent_streams(CALLS_PER_CONNECTION_MAX);
     match listener {
         Listener::Unix(listener) => {
-            let connections = listen::unix_connections(listener);
-            serving.serve_with_incoming_shutdown(connections, drain).await
+            dialects::serve(server, routes, listen::unix_connections(listener), drain).await
         }
         Listener::Tcp(listener) => {
-            let connections = listen::tcp_connections(listener);
-            serving.serve_with_incoming_shutdown(connections, drain).await
+            dialects::serve(server, routes, listen::tcp_connections(listener), drain).await
         }
     }
 }
@@ -306,6 +304,10 @@ impl Health {
         let first = if ready { ServingStatus::Serving } else { ServingStatus::NotServing };
         health.say(first).await;
         health
+    }
+
+    fn service(&self) -> HealthServer<HealthService> {
+        HealthServer::new(HealthService::from_health_reporter(self.reporter.clone()))
     }
 
     async fn say(&self, status: ServingStatus) {

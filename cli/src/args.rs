@@ -3,6 +3,7 @@
 
 mod check;
 mod limit;
+mod load;
 mod log;
 
 use std::{path::PathBuf, time::Duration};
@@ -17,6 +18,7 @@ use crate::{failed::EXIT_CODES, places::Wishes, units::parse_timeout};
 
 pub use check::Check;
 pub use limit::Limit;
+pub use load::{Bench, Ping};
 pub use log::{Level, Log};
 
 const EXAMPLES: &str = "Examples:
@@ -102,6 +104,10 @@ pub enum Command {
     /// See and change what the node itself logs
     #[command(subcommand)]
     Log(Log),
+    /// Measure round trips through the mesh to each provider of a service
+    Ping(Ping),
+    /// Call a method many times, and measure how long that takes
+    Bench(Bench),
     /// Look at configuration files
     #[command(subcommand)]
     Config(Config),
@@ -543,6 +549,10 @@ mod tests {
             "blackhole explain demo.v1.Counter",
             "blackhole explain demo.v1.Counter --local",
             "blackhole explain demo.v1.Counter/Add --call -d '{}' --timeout 2s -H a:b --any",
+            "blackhole ping demo.v1.Counter",
+            "blackhole ping demo.v1.Counter -c 3 -i 50ms --timeout 1s --peer b",
+            "blackhole bench demo.v1.Counter/Add -d '{}' -c 64 --duration 5s --warm-up 0",
+            "blackhole bench demo.v1.Counter/Add -n 100 --timeout 1s -H a:b --any",
             "blackhole config check blackhole.yaml",
             "blackhole completion bash",
             "blackhole completion zsh",
@@ -580,6 +590,9 @@ mod tests {
             "blackhole call demo.v1.Counter/Add -H novalue",
             "blackhole call demo.v1.Counter/Add -H grpc-timeout:1S",
             "blackhole call demo.v1.Counter/Add --timeout 5parsecs",
+            "blackhole ping demo.v1.Counter -c 0",
+            "blackhole bench demo.v1.Counter/Add -n 1 --duration 1s",
+            "blackhole bench demo.v1.Counter/Add -c 100000",
             "blackhole describe 'not a service'",
             "blackhole init --topology moon",
         ] {

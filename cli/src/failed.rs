@@ -122,7 +122,11 @@ impl fmt::Display for Failed {
 impl Error for Failed {}
 
 /// A status made on this side because the connection to the node is gone.
-fn lost_the_node(status: &Status) -> bool {
+pub fn lost_the_node(status: &Status) -> bool {
+    // A deadline that passed on this side is told as a failure of the transport, too.
+    if status.code() == Code::Cancelled {
+        return false;
+    }
     let mut cause = status.source();
     while let Some(error) = cause {
         if error.is::<tonic::transport::Error>() || error.is::<std::io::Error>() {

@@ -1,7 +1,7 @@
 //! The `blackhole` command against real nodes: what it prints, for people and for programs, and
 //! its exit codes.
 
-use std::{fs, time::Duration};
+use std::{fs, process::Stdio, time::Duration};
 
 use serde_json::{Value, json};
 use testnet::{Cluster, Must, NodeSetup, client::Cli, cluster::World, packages};
@@ -155,6 +155,94 @@ async fn calls_by_command_stream_and_fail_as_calls_do() {
 }
 
 #[tokio::test]
+async fn ping_measures_each_provider_and_notices_who_is_silent() {
+    let cluster = pair_with("echo", crate::support::ECHO).await.must();
+    let [a, b] = ["a", "b"].map(|name| cluster.peer(name).must());
+    a.load(&packages::plugin("echo").must()).await.must();
+    cluster.all_see(crate::support::ECHO, &["a", "b"], KNOWN_WITHIN).await.must();
+    let cli = a.cli().must();
+    let ping = ["--json", "ping", "demo.v1.Echo", "-c", "3", "-i", "10ms", "--timeout", "10s"];
+    let told = cli.run(ping).await.must().json().must();
+    let providers = told["providers"].as_array().expect("a list");
+    assert_eq!(providers.len(), 2, "{told}");
+    for one in providers {
+        assert_eq!((&one["received"], &one["loss_percent"]), (&json!(3), &json!(0.0)), "{told}");
+        let figure = |name: &str| one[name].as_u64().expect("a time");
+        let [least, mean, most] = ["min_us", "avg_us", "max_us"].map(figure);
+        assert!(0 < least && least <= mean && mean <= most, "{told}");
+    }
+    let only = ["ping", "demo.v1.Echo", "-c", "1", "--peer", b.peer_id()];
+    let people = cli.run(only).await.must().success().must();
+    assert!(people.contains("seq=1 time=") && people.contains("MDEV"), "{people}");
+    assert!(!people.contains(" here"), "one peer was asked: {people}");
+
+    let frozen = packages::misfit(cluster.dir(), "frozen", &[], "restart: {policy: never}").must();
+    a.load(&frozen).await.must();
+    let freeze = r#"{"trick": "freeze"}"#;
+    let call = ["call", "demo.v1.Misfit/Misbehave", "-d", freeze, "--timeout", "1s"];
+    assert_ne!(cli.run(call).await.must().code, Some(0));
+    let ping = ["--json", "ping", "demo.v1.Misfit", "-c", "1", "--timeout", "300ms"];
+    let outcome = cli.run(ping).await.must();
+    assert_eq!(outcome.code, Some(1), "{}", outcome.report());
+    assert!(outcome.out.contains("\"loss_percent\": 100.0"), "{}", outcome.report());
+    let outcome = cli.run(["ping", "demo.v1.Nobody"]).await.must();
+    assert_eq!(outcome.code, Some(4), "{}", outcome.report());
+}
+
+#[tokio::test]
+async fn every_call_that_bench_counts_ran_once_and_failures_are_told_apart() {
+    let cluster = pair_with("counter", COUNTER).await.must();
+    let [a, b] = ["a", "b"].map(|name| cluster.peer(name).must());
+    b.load(&packages::plugin("echo").must()).await.must();
+    cluster.all_see(crate::support::ECHO, &["b"], KNOWN_WITHIN).await.must();
+    let cli = a.cli().must();
+    let data = r#"{"name": "bench", "amount": 1}"#;
+    let bench = ["--json", "bench", "demo.v1.Counter/Add", "-d", data, "-c", "8", "-n", "300"];
+    let bench = bench.into_iter().chain(["--warm-up", "0"]);
+    let told = testnet::client::run(cli.command(bench)).await.must().json().must();
+    assert_eq!((&told["calls"], &told["failed"]), (&json!(300), &json!(0)), "{told}");
+    let steps = told["histogram"].as_array().expect("a list");
+    let counted: u64 = steps.iter().filter_map(|step| step["calls"].as_u64()).sum();
+    assert_eq!(counted, 300, "{told}");
+    let time = |name: &str| told["latency"][name].as_u64().expect("a time");
+    assert!(time("min_us") <= time("p50_us") && time("p50_us") <= time("max_us"), "{told}");
+    assert_eq!(add(a, "bench").await.must().value, 301, "each ran once");
+
+    let data = r#"{"code": 5, "message": "no such thing"}"#;
+    let bench = ["--json", "bench", "demo.v1.Probe/Fail", "-d", data, "-n", "10"];
+    let outcome = cli.run(bench).await.must();
+    assert_eq!(outcome.code, Some(1), "{}", outcome.report());
+    let told: Value = serde_json::from_str(&outcome.out).expect("JSON");
+    let failure = &told["failures"][0];
+    assert_eq!((&failure["code"], &failure["calls"]), (&json!("NOT_FOUND"), &json!(10)), "{told}");
+    assert_eq!(failure["ran"], "answered", "{told}");
+}
+
+#[tokio::test]
+async fn an_interrupted_bench_tells_what_it_measured() {
+    let cluster = pair_with("counter", COUNTER).await.must();
+    let a = cluster.peer("a").must();
+    let data = r#"{"name": "cut", "amount": 1}"#;
+    let bench = ["--json", "bench", "demo.v1.Counter/Add", "-d", data, "--duration", "1h"];
+    let mut command = a.cli().must().command(bench.into_iter().chain(["--warm-up", "0"]));
+    command.stdin(Stdio::null()).stdout(Stdio::piped());
+    let running = tokio::process::Command::from(command).kill_on_drop(true).spawn().must();
+    testnet::until("calls are made", KNOWN_WITHIN, || async {
+        let value = add(a, "cut").await.map_err(|status| status.to_string())?.value;
+        if value > 200 { Ok(()) } else { Err(format!("{value} calls")) }
+    })
+    .await
+    .must();
+    let pid = running.id().expect("it runs").cast_signed();
+    let pid = rustix::process::Pid::from_raw(pid).expect("a pid");
+    rustix::process::kill_process(pid, rustix::process::Signal::INT).expect("interrupted");
+    let output = running.wait_with_output().await.must();
+    assert_eq!(output.status.code(), Some(0), "{output:?}");
+    let told: Value = serde_json::from_slice(&output.stdout).expect("JSON");
+    assert!(told["answered"].as_u64() > Some(0) && told["failed"] == 0, "{told}");
+}
+
+#[tokio::test]
 async fn stop_by_command_waits_until_the_node_is_gone() {
     let world = World::new().must();
     let node = NodeSetup::peer(world.path(), "t-cli", "n").start().await.must();
@@ -171,7 +259,7 @@ async fn stop_by_command_waits_until_the_node_is_gone() {
 async fn every_command_has_help_and_the_executable_answers_to_all_its_names() {
     use std::{os::unix::process::CommandExt, process::Command};
     let cli = Cli::alone().must();
-    let commands: [&[&str]; 20] = [
+    let commands: [&[&str]; 22] = [
         &[],
         &["init"],
         &["start"],
@@ -191,6 +279,8 @@ async fn every_command_has_help_and_the_executable_answers_to_all_its_names() {
         &["peers"],
         &["registry", "query"],
         &["explain"],
+        &["ping"],
+        &["bench"],
         &["config", "check"],
     ];
     for command in commands {

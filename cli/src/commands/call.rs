@@ -16,9 +16,9 @@ use std::{
 };
 
 use bytes::{Buf, BufMut, Bytes};
-use http::{HeaderMap, HeaderName, HeaderValue};
+use http::{HeaderMap, HeaderName, HeaderValue, uri::PathAndQuery};
 use prost_reflect::{MessageDescriptor, MethodDescriptor};
-use protocol::limits::MESSAGE_BYTES_MAX;
+use protocol::{limits::MESSAGE_BYTES_MAX, service::ServiceName};
 use serde_json::Value;
 use tokio::{
     sync::{mpsc, oneshot},
@@ -29,16 +29,20 @@ use tonic::{
     Code, Extensions, Request, Status, Streaming,
     codec::{Codec, DecodeBuf, Decoder, EncodeBuf, Encoder},
     metadata::{KeyAndValueRef, MetadataMap},
+    transport::Channel,
 };
 
 use super::mesh;
 use crate::{
     admin::Node,
-    args::Call,
+    args::{Call, Whither},
     failed::{Exit, Failed},
     schema::{self, Form, RequestError},
     terminal::{Terminal, clean},
 };
+
+/// The trailer in which the mesh tells of a failure of its own whether the call ran.
+pub(super) const RAN: &str = "bh-ran";
 
 /// Requests read ahead of what the mesh takes: enough that reading never holds up sending, few
 /// enough that a slow service slows the reading down.
@@ -55,7 +59,7 @@ pub async fn run(
     let (schema, _) = mesh::interface(&service, node).await?;
     let found = schema.method(&args.method);
     let method = found.map_err(|error| mesh::undescribed(&error, &service))?;
-    let metadata = metadata(args, node).await?;
+    let metadata = metadata(&args.headers, &args.whither, &service, node).await?;
 
     let source = Source::of(args.data.as_deref());
     let requests = read_requests(source, method.input(), terminal)?;
@@ -82,6 +86,25 @@ pub async fn run(
             })
         }
     }
+}
+
+/// Makes a call to its end; what it is answered with does not matter.
+pub(super) async fn exchange_all(
+    node: &Node,
+    request: Request<impl Stream<Item = Bytes> + Send + 'static>,
+    path: &PathAndQuery,
+) -> Result<(), Status> {
+    let mut client = client(node);
+    client.ready().await.map_err(|error| Status::from_error(Box::new(error)))?;
+    let mut answers = client.streaming(request, path.clone(), Untouched).await?.into_inner();
+    while answers.message().await?.is_some() {}
+    Ok(())
+}
+
+fn client(node: &Node) -> tonic::client::Grpc<Channel> {
+    tonic::client::Grpc::new(node.channel())
+        .max_decoding_message_size(MESSAGE_BYTES_MAX)
+        .max_encoding_message_size(MESSAGE_BYTES_MAX)
 }
 
 /// How a call ended when it did not end well.
@@ -112,14 +135,12 @@ async fn exchange(
     form: Form,
     terminal: &mut Terminal,
 ) -> Result<Exit, Ended> {
-    let mut client = tonic::client::Grpc::new(node.channel())
-        .max_decoding_message_size(MESSAGE_BYTES_MAX)
-        .max_encoding_message_size(MESSAGE_BYTES_MAX);
+    let mut client = client(node);
     client.ready().await.map_err(|error| Status::from_error(Box::new(error)))?;
     if args.verbose {
         show_metadata(terminal, '>', request.metadata());
     }
-    let path = http::uri::PathAndQuery::try_from(args.method.as_str())
+    let path = PathAndQuery::try_from(args.method.as_str())
         .map_err(|error| Failed::usage(format!("{}: {error}", args.method)))?;
     let answered = client.streaming(request, path, Untouched).await;
     let (metadata, mut answers, _) = match answered {
@@ -182,25 +203,32 @@ fn in_time(status: Status, deadline: Option<Instant>) -> Status {
     status
 }
 
-async fn metadata(args: &Call, node: &Node) -> Result<MetadataMap, Failed> {
+/// The metadata of a call: what was given, and where it may go.
+pub(super) async fn metadata(
+    given: &[(String, String)],
+    whither: &Whither,
+    service: &ServiceName,
+    node: &Node,
+) -> Result<MetadataMap, Failed> {
     let mut headers = HeaderMap::new();
-    for (key, value) in &args.headers {
+    for (key, value) in given {
         let unfit = |error: String| Failed::usage(format!("-H {key}: {error}"));
         let name = HeaderName::from_bytes(key.as_bytes()).map_err(|e| unfit(e.to_string()))?;
         let value = HeaderValue::from_str(value).map_err(|e| unfit(e.to_string()))?;
         headers.append(name, value);
     }
-    if let Some(locality) = args.whither.locality() {
+    if let Some(locality) = whither.locality() {
         headers.insert("bh-locality", HeaderValue::from_static(locality));
     }
-    if let Some(peer) = mesh::peer(&args.whither, &args.method.service(), node).await? {
+    if let Some(peer) = mesh::peer(whither, service, node).await? {
         let peer = HeaderValue::from_str(&peer.to_string());
         headers.insert("bh-peer", peer.map_err(|e| Failed::usage(e.to_string()))?);
     }
     Ok(MetadataMap::from_headers(headers))
 }
 
-fn refused(error: &RequestError) -> Failed {
+/// Requests that cannot be sent.
+pub(super) fn refused(error: &RequestError) -> Failed {
     match error {
         RequestError::Unreadable { .. } => Failed::not_found(error.to_string()),
         _ => Failed::usage(error.to_string()),
@@ -209,7 +237,7 @@ fn refused(error: &RequestError) -> Failed {
 
 /// Where requests come from.
 #[derive(Debug, Clone, PartialEq, Eq)]
-enum Source {
+pub(super) enum Source {
     /// Nothing was said.
     Nowhere,
     /// The command line.
@@ -221,7 +249,7 @@ enum Source {
 }
 
 impl Source {
-    fn of(data: Option<&str>) -> Self {
+    pub(super) fn of(data: Option<&str>) -> Self {
         match data {
             None => Self::Nowhere,
             Some("-" | "@-") => Self::Input,
@@ -236,7 +264,7 @@ impl Source {
 type Reading = Result<Bytes, RequestError>;
 
 /// Starts reading. The receiver ends where the input ends.
-fn read_requests(
+pub(super) fn read_requests(
     source: Source,
     kind: MessageDescriptor,
     terminal: &mut Terminal,

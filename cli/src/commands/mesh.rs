@@ -35,7 +35,8 @@ pub async fn services(node: &Node, terminal: &mut Terminal, json: bool) -> Resul
     Ok(Exit::Ok)
 }
 
-async fn known(node: &Node) -> Result<Vec<Service>, Failed> {
+/// All services that are known.
+pub async fn known(node: &Node) -> Result<Vec<Service>, Failed> {
     Ok(answer(node.admin().services(ServicesRequest {})).await?.services)
 }
 

@@ -1,9 +1,11 @@
 //! The commands: each asks the node, and prints what it answers.
 
+mod bench;
 mod call;
 mod explain;
 mod mesh;
 mod node;
+mod ping;
 mod plugin;
 
 use std::{ffi::OsString, path::PathBuf};
@@ -87,6 +89,8 @@ pub async fn run(cli: &Cli, world: &World, terminal: &mut Terminal) -> Result<Ex
             mesh::query(&args.service, &world.node().await?, terminal, json).await
         }
         Command::Explain(args) => explain::run(args, &world.node().await?, terminal, json).await,
+        Command::Ping(args) => ping::run(args, &world.node().await?, terminal, json).await,
+        Command::Bench(args) => bench::run(args, &world.node().await?, terminal, json).await,
         Command::Call(args) => call::run(args, &world.node().await?, terminal, json).await,
     }
 }

@@ -55,7 +55,7 @@ pub fn services_document(services: &[Service]) -> Value {
     json!({"services": services.collect::<Vec<_>>()})
 }
 
-fn peer(provider: &Provider) -> String {
+pub(super) fn peer(provider: &Provider) -> String {
     let id = short_peer(&provider.peer_id);
     if provider.peer_name.is_empty() { id } else { format!("{} ({id})", provider.peer_name) }
 }

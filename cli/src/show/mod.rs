@@ -4,8 +4,10 @@
 //! In JSON, names are those of the admin API in snake case, and what is unknown, off or does not
 //! apply is `null` rather than an empty string or a zero.
 
+pub mod bench;
 pub mod mesh;
 pub mod node;
+pub mod ping;
 pub mod plugin;
 pub mod trace;
 

@@ -1,15 +1,18 @@
 //! Failure under load, over real nodes: what callers see of a provider that is killed, and what
 //! the operator is told of a call.
 
-use std::sync::{
-    Arc,
-    atomic::{AtomicBool, AtomicU64, Ordering::Relaxed},
+use std::{
+    collections::BTreeMap,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, AtomicU64, Ordering::Relaxed},
+    },
 };
 
 use plugins::demo::{AddRequest, GetRequest};
 use testnet::{Cluster, Must, packages, until};
 
-use crate::support::{COUNTER, KNOWN_WITHIN, counter, timed};
+use crate::support::{COUNTER, KNOWN_WITHIN, add, counter, timed};
 
 /// Callers at once.
 const CALLERS: usize = 16;
@@ -72,15 +75,18 @@ async fn of_calls_that_may_run_once_only_those_in_flight_fail_and_say_so() {
         .map(|_| {
             let (mut client, answered, over) = (counter(a), answered.clone(), over.clone());
             tokio::spawn(async move {
-                let mut failed = Vec::new();
+                let (mut failed, mut by_instance) = (Vec::new(), BTreeMap::new());
                 while !over.load(Relaxed) {
                     let request = timed(AddRequest { name: "x".into(), amount: 1 });
                     match client.add(request).await {
-                        Ok(_) => drop(answered.fetch_add(1, Relaxed)),
+                        Ok(reply) => {
+                            *by_instance.entry(reply.into_inner().instance).or_insert(0) += 1;
+                            answered.fetch_add(1, Relaxed);
+                        }
                         Err(status) => failed.push(status),
                     }
                 }
-                failed
+                (failed, by_instance)
             })
         })
         .collect();
@@ -88,8 +94,12 @@ async fn of_calls_that_may_run_once_only_those_in_flight_fail_and_say_so() {
     cluster.peer("b").must().kill().await.must();
     reach(&answered, answered.load(Relaxed) + CALLS_AROUND).await;
     over.store(true, Relaxed);
+    let mut answers = BTreeMap::<String, i64>::new();
     for caller in callers {
-        let failed = caller.await.must();
+        let (failed, by_instance) = caller.await.must();
+        for (instance, count) in by_instance {
+            *answers.entry(instance).or_default() += count;
+        }
         assert!(failed.len() <= 1, "each caller had one call in flight: {failed:?}");
         for status in failed {
             assert_eq!(
@@ -99,6 +109,9 @@ async fn of_calls_that_may_run_once_only_those_in_flight_fail_and_say_so() {
             );
         }
     }
+    let left = add(cluster.peer("c").must(), "x").await.must();
+    let answered = answers.get(&left.instance).copied().unwrap_or_default();
+    assert_eq!(left.value, answered + 1, "by its own count, each call ran once: {answers:?}");
 }
 
 #[tokio::test]

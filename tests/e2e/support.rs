@@ -6,10 +6,7 @@ use std::{
 };
 
 use anyhow::{Result, ensure};
-use plugins::demo::{
-    AddRequest, Count, SayRequest, counter_client::CounterClient, echo_client::EchoClient,
-    probe_client::ProbeClient,
-};
+use plugins::demo::{AddRequest, Count, counter_client::CounterClient, probe_client::ProbeClient};
 use testnet::{Cluster, Node, client::Caller};
 use tonic::{Request, Status, transport::Channel};
 
@@ -33,11 +30,6 @@ pub fn counter(node: &Node) -> CounterClient<Channel> {
     CounterClient::new(channel(node))
 }
 
-/// An echo client pointed at `node`.
-pub fn echo(node: &Node) -> EchoClient<Channel> {
-    EchoClient::new(channel(node))
-}
-
 /// A client of the probe (part of the echo plugin) pointed at `node`.
 pub fn probe(node: &Node) -> ProbeClient<Channel> {
     ProbeClient::new(channel(node))
@@ -58,12 +50,6 @@ pub fn timed<T>(message: T) -> Request<T> {
 pub async fn add(node: &Node, name: &str) -> Result<Count, Status> {
     let request = timed(AddRequest { name: name.to_owned(), amount: 1 });
     counter(node).add(request).await.map(tonic::Response::into_inner)
-}
-
-/// Says `text` to the echo plugin through `node`.
-pub async fn say(node: &Node, text: &str) -> Result<String, Status> {
-    let request = timed(SayRequest { text: text.to_owned() });
-    Ok(echo(node).say(request).await?.into_inner().text)
 }
 
 /// Which instances answer `count` calls through `node`, and how often.

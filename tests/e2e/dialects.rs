@@ -1,4 +1,5 @@
-//! The ways in which a program calls the mesh: HTTP/2 and frames, each with the same generated code.
+//! The ways in which a program calls the mesh: HTTP/2 and frames, each with the same generated
+//! code.
 
 use plugins::demo::{SayRequest, echo_client::EchoClient, probe_client::ProbeClient};
 use sdk::LinkChannel;

@@ -64,8 +64,9 @@ impl From<UnixListener> for Listening {
     }
 }
 
-/// Serves gRPC on `listening`, in HTTP/2 and in frames as each connection likes, everyone there being `caller`, until `stop` is cancelled. Then
-/// nothing new is accepted, calls in progress have `drain` to end, and what is left is cut off.
+/// Serves gRPC on `listening`, in HTTP/2 and in frames as each connection likes, everyone there
+/// being `caller`, until `stop` is cancelled. Then nothing new is accepted, calls in progress have
+/// `drain` to end, and what is left is cut off.
 /// Returns when every connection is closed. Dropping the future cuts everything off at once.
 pub async fn serve_grpc(
     listening: impl Into<Listening>,
@@ -78,7 +79,8 @@ pub async fn serve_grpc(
     serve(listening.into(), GrpcService { grpc, caller }, Some(links), stop, drain).await;
 }
 
-/// Serves gRPC over HTTP/2 on one connection that was already accepted; otherwise as [`serve_grpc`].
+/// Serves gRPC over HTTP/2 on one connection that was already accepted; otherwise as
+/// [`serve_grpc`].
 pub async fn serve_grpc_stream<S>(
     stream: S,
     grpc: Grpc,

@@ -15,7 +15,7 @@ use bytes::Bytes;
 use futures::future::BoxFuture;
 use http::HeaderMap;
 use http_body::{Frame, SizeHint};
-use link::{Link, LinkEnd, LinkSettings, Reconnecting};
+use link::{Link, LinkSettings, Reconnecting};
 use protocol::{
     failure::{Failure, Ran, Reason},
     frame::ANNOUNCEMENT,
@@ -29,6 +29,8 @@ use super::{CONNECT_PATIENCE, Guard, Inner, Tasks, remove_hop_by_hop};
 #[derive(Default)]
 pub(super) struct Framed {
     announced: AtomicBool,
+    /// It was tried, and the socket takes none, whatever its answers say.
+    refused: AtomicBool,
     link: Reconnecting,
 }
 
@@ -57,7 +59,8 @@ impl Framed {
 impl Inner {
     /// The plugin's link; `None` where it is to be called in HTTP/2.
     pub(super) async fn framed(&self, deadline: Option<Instant>) -> Result<Option<Link>, Failure> {
-        if !self.framed.announced.load(Ordering::Acquire) {
+        let framed = &self.framed;
+        if !framed.announced.load(Ordering::Acquire) || framed.refused.load(Ordering::Acquire) {
             return Ok(None);
         }
         let patience = Instant::now() + CONNECT_PATIENCE;
@@ -66,7 +69,7 @@ impl Inner {
             Ok(Ok(link)) => Ok(Some(link)),
             Ok(Err(NoLink::NotSpoken)) => {
                 tracing::warn!(plugin = %self.plugin, "its socket takes no frames after all");
-                self.framed.announced.store(false, Ordering::Release);
+                self.framed.refused.store(true, Ordering::Release);
                 Ok(None)
             }
             Ok(Err(NoLink::Unreachable(why))) => {
@@ -88,11 +91,10 @@ impl Inner {
         }
         let stream = self.address.connect().await;
         let stream = stream.map_err(|error| NoLink::Unreachable(error.to_string()))?;
+        // Also where it closed the connection: so does whoever is sent what it does not speak, and
+        // whoever has ended is found so by the next connection.
         let made = link::connect(stream, LinkSettings::within_machine()).await;
-        let (link, driver) = made.map_err(|end| match end {
-            LinkEnd::Lost { cause } => NoLink::Unreachable(cause),
-            _ => NoLink::NotSpoken,
-        })?;
+        let (link, driver) = made.map_err(|_| NoLink::NotSpoken)?;
         let tasks = Tasks::new(&self.tasks, &self.closing);
         let plugin = self.plugin.clone();
         hyper::rt::Executor::execute(&tasks, async move {

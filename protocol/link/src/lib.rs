@@ -113,8 +113,9 @@ impl Default for LinkSettings {
 }
 
 impl LinkSettings {
-    /// For a stream within one machine, where one link carries all calls of a program: the kernel tells when the other program is gone, so one
-    /// that computes for long and does not answer is not taken for dead.
+    /// For a stream within one machine, where one link carries all calls of a program: the kernel
+    /// tells when the other program is gone, so one that computes for long and does not answer is
+    /// not taken for dead.
     pub fn within_machine() -> Self {
         Self {
             calls_max: CALLS_WITHIN_MACHINE_MAX,

@@ -41,16 +41,17 @@ fn open(call: u32, time_left: Option<Duration>, data: &'static [u8], end: bool) 
     }
 }
 
-/// Valid vectors, each with what it shows.
-fn valid() -> Vec<(&'static str, Vec<Frame>)> {
-    let call = CallId(1);
+/// A valid vector, and what it shows.
+type Valid = (&'static str, Vec<Frame>);
+
+const CALL: CallId = CallId(1);
+
+/// Calls and answers.
+fn calls() -> Vec<Valid> {
+    let call = CALL;
     let message: &[u8] = &[0, 0, 0, 0, 4, 0x0a, 2, b'h', b'i'];
     let second = Some(Duration::from_secs(1));
     let grpc = || map(&[("content-type", "application/grpc")]);
-    let failure = |ran, reason, text: &str| Frame::End {
-        call,
-        outcome: Err(Failure::new(ran, reason, text)),
-    };
     vec![
         ("unary request", vec![open(1, second, message, true)]),
         (
@@ -101,6 +102,17 @@ fn valid() -> Vec<(&'static str, Vec<Frame>)> {
                 end: Some(HeaderMap::new()),
             }],
         ),
+    ]
+}
+
+/// What goes on beside them.
+fn control() -> Vec<Valid> {
+    let call = CALL;
+    let failure = |ran, reason, text: &str| Frame::End {
+        call,
+        outcome: Err(Failure::new(ran, reason, text)),
+    };
+    vec![
         ("cancel", vec![Frame::Cancel { call }]),
         ("credit", vec![Frame::Credit { call, bytes: 65_536 }]),
         ("ping and pong", vec![Frame::Ping(*b"12345678"), Frame::Pong(*b"12345678")]),
@@ -177,13 +189,17 @@ fn said(frame: &Frame) -> String {
     }
 }
 
+fn line(frame: &Frame) -> String {
+    format!("  {}\n", said(frame))
+}
+
 /// Reads all frames of `bytes`, as the file says them, and how that ended.
 fn read(bytes: &[u8]) -> String {
     let (mut decoder, mut input) = (Decoder::default(), BytesMut::from(bytes));
     let mut text = String::new();
     loop {
         match decoder.decode(&mut input) {
-            Ok(Some(frame)) => text.push_str(&format!("  {}\n", said(&frame))),
+            Ok(Some(frame)) => text += &line(&frame),
             Ok(None) => {
                 assert!(input.is_empty(), "frames are whole");
                 return text;
@@ -197,14 +213,14 @@ fn read(bytes: &[u8]) -> String {
 fn written() -> String {
     let mut text = format!("{HEAD}\npreface\n{}\n", hex(&preface()));
     let mut add = |name: &str, bytes: &[u8]| {
-        text.push_str(&format!("\n{name}\n{}\n{}", hex(bytes), read(bytes)));
+        text += &["\n", name, "\n", &hex(bytes), "\n", &read(bytes)].concat();
     };
-    for (name, frames) in valid() {
+    for (name, frames) in calls().into_iter().chain(control()) {
         let (mut encoder, mut wire) = (Encoder::default(), BytesMut::new());
         for frame in &frames {
             encoder.frame(&mut wire, frame).expect("within bounds");
         }
-        let again: String = frames.iter().map(|frame| format!("  {}\n", said(frame))).collect();
+        let again: String = frames.iter().map(line).collect();
         assert_eq!(read(&wire), again, "{name}");
         add(name, &wire);
     }

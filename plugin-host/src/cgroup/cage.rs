@@ -6,7 +6,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use super::{Controller, Groups, Version, remove};
+use super::{Controller, END_PATIENCE, Groups, Version, remove};
 use crate::limits::Need;
 
 /// The period in which a share of CPU time is given out. Source: kernel documentation,
@@ -118,7 +118,9 @@ impl Cage {
 
     /// Kills whatever is left in it and removes it.
     pub(crate) fn end(&self) -> io::Result<()> {
-        self.directories().iter().try_for_each(|directory| remove(directory))
+        // All of them, also after one that could not be removed.
+        let ended = self.directories().into_iter().map(|it| remove(&it, END_PATIENCE));
+        ended.fold(Ok(()), Result::and)
     }
 }
 

@@ -14,7 +14,7 @@ use rustix::{
     io::Errno,
 };
 
-use super::{KILL_INTERVAL, is_directory, make_directory, remove};
+use super::{KILL_PATIENCE, LOOK_FIRST, is_directory, make_directory, remove};
 
 /// How long a directory that is just being removed by another may take to be free.
 const CLAIM_PATIENCE: Duration = Duration::from_secs(1);
@@ -37,7 +37,7 @@ pub(super) fn claim(base: &Path) -> io::Result<Claim> {
         // Between any two steps a host that cleans up may take the directory away.
         if let Some(lock) = lock(base)? {
             for entry in fs::read_dir(base)?.flatten().filter(is_directory) {
-                remove(&entry.path())?;
+                remove(&entry.path(), KILL_PATIENCE)?;
             }
             return Ok(Claim { _lock: lock });
         }
@@ -45,7 +45,7 @@ pub(super) fn claim(base: &Path) -> io::Result<Claim> {
             let text = "another host with the same run directory uses it";
             return Err(io::Error::new(io::ErrorKind::ResourceBusy, text));
         }
-        std::thread::sleep(KILL_INTERVAL);
+        std::thread::sleep(LOOK_FIRST);
     }
 }
 

@@ -29,11 +29,18 @@ pub(crate) use layout::{Controller, Version};
 use claim::Claim;
 use layout::Layout;
 
-/// How long what is left of an earlier host, or of a run, may take to disappear after SIGKILL.
+/// How long what is left of an earlier host may take to disappear after SIGKILL, while this one
+/// waits with its start.
 const KILL_PATIENCE: Duration = Duration::from_secs(5);
 
-/// Between two looks at a group that is being emptied.
-const KILL_INTERVAL: Duration = Duration::from_millis(2);
+/// The same for what is left of a run, while nobody waits: a thousand that are ended at once take
+/// the kernel longer than one.
+const END_PATIENCE: Duration = Duration::from_secs(30);
+
+/// Between two looks at a group that is being emptied, at first and at most: looking takes the lock
+/// that emptying needs.
+const LOOK_FIRST: Duration = Duration::from_millis(2);
+const LOOK_LAST: Duration = Duration::from_millis(128);
 
 /// The control groups of one host.
 #[derive(Debug, Default)]
@@ -134,7 +141,7 @@ impl Groups {
     pub(crate) fn close(&self) {
         for (_, base) in self.bases.values() {
             // Whatever cannot be removed now is removed at the next start.
-            let _ = remove(base);
+            let _ = remove(base, KILL_PATIENCE);
         }
     }
 }
@@ -204,15 +211,19 @@ fn make_directory(path: &Path) -> io::Result<()> {
 }
 
 /// Kills every process in `directory` and below, and removes it.
-pub(crate) fn remove(directory: &Path) -> io::Result<()> {
-    let deadline = Instant::now() + KILL_PATIENCE;
+pub(crate) fn remove(directory: &Path, patience: Duration) -> io::Result<()> {
+    let deadline = Instant::now() + patience;
+    let mut wait = LOOK_FIRST;
     loop {
         match remove_once(directory) {
             Ok(()) => return Ok(()),
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
             Err(error) if Instant::now() > deadline => return Err(error),
             // A killed process leaves its group a moment later; nothing tells when.
-            Err(_) => std::thread::sleep(KILL_INTERVAL),
+            Err(_) => {
+                std::thread::sleep(wait);
+                wait = (wait * 2).min(LOOK_LAST);
+            }
         }
     }
 }

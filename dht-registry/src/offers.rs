@@ -81,6 +81,9 @@ pub(crate) struct Offers {
     load: u8,
     load_said: u8,
     parts: BTreeMap<PartId, Part>,
+    /// No part is due before: with a thousand plugins, looking through them all is not for every
+    /// event.
+    parts_due: u64,
     provided: BTreeMap<ServiceName, Provided>,
     /// No peer is connected: publishing would reach nobody.
     alone: bool,
@@ -110,6 +113,7 @@ impl Offers {
             load: 0,
             load_said: 0,
             parts: BTreeMap::new(),
+            parts_due: boot,
             provided: BTreeMap::new(),
             alone: true,
             unheard_pause: UNHEARD_MILLIS_MIN,
@@ -153,7 +157,7 @@ impl Offers {
             self.touched.extend(before.iter().flatten().chain(&after).cloned());
             let due = now + refresh_after(self.chance.draw());
             self.say(&signed, effects);
-            self.parts.insert(id, Part { signed, due, gone: None });
+            self.put(id, Part { signed, due, gone: None });
         }
         self.provide_what_is_offered(now, effects);
         Ok(())
@@ -233,6 +237,7 @@ impl Offers {
         for provided in self.provided.values_mut() {
             provided.due = provided.due.min(now + PROVIDE_AGAIN_MILLIS_MAX);
         }
+        self.parts_due = now;
         for part in self.parts.values_mut() {
             part.due = now;
             if let Some(gone) = &mut part.gone {
@@ -247,10 +252,12 @@ impl Offers {
             self.unheard_due = None;
             self.say_all_by(now);
         }
-        let due: Vec<PartId> =
-            self.parts.iter().filter(|(_, part)| part.due <= now).map(|(id, _)| *id).collect();
-        for id in due {
-            self.say_again(id, now, effects);
+        if self.parts_due <= now {
+            let due = self.parts.iter().filter(|(_, part)| part.due <= now);
+            for id in due.map(|(id, _)| *id).collect::<Vec<_>>() {
+                self.say_again(id, now, effects);
+            }
+            self.parts_due = self.parts.values().map(|part| part.due).min().unwrap_or(u64::MAX);
         }
         for (service, provided) in &mut self.provided {
             if provided.due <= now {
@@ -262,9 +269,9 @@ impl Offers {
         }
     }
 
-    /// When [`Offers::tick`] next has something to do.
+    /// When [`Offers::tick`] next has something to do, or to look for.
     pub(crate) fn next_timer(&self) -> Option<u64> {
-        let parts = self.parts.values().map(|part| part.due);
+        let parts = (!self.parts.is_empty()).then_some(self.parts_due).into_iter();
         parts.chain(self.provided.values().map(|one| one.due)).chain(self.unheard_due).min()
     }
 
@@ -300,6 +307,7 @@ impl Offers {
     }
 
     fn say_all_by(&mut self, at: u64) {
+        self.parts_due = self.parts_due.min(at);
         for part in self.parts.values_mut() {
             part.due = part.due.min(at);
         }
@@ -322,6 +330,11 @@ impl Offers {
                 }
                 part.due = part.due.min(gone.over);
             }
+            None if self.alone => {
+                // Nobody holds it, so that it would expire; whoever comes is told all anew.
+                part.due = refresh;
+                return self.put(id, part);
+            }
             None => {
                 part.due = refresh;
                 self.touched.extend(services_of(&part.signed));
@@ -329,7 +342,7 @@ impl Offers {
         }
         part.signed = self.sign(Advert::clone(part.signed.claims()), now);
         self.say(&part.signed, effects);
-        self.parts.insert(id, part);
+        self.put(id, part);
     }
 
     fn withdraw_where(
@@ -347,8 +360,13 @@ impl Offers {
             self.say(&signed, effects);
             let gone = Some(Gone { repeats: 1, over: now + ADVERT_TTL_MILLIS });
             let due = now + withdraw_again_after(0).unwrap_or(ADVERT_REFRESH_MILLIS);
-            self.parts.insert(id, Part { signed, due, gone });
+            self.put(id, Part { signed, due, gone });
         }
+    }
+
+    fn put(&mut self, id: PartId, part: Part) {
+        self.parts_due = self.parts_due.min(part.due);
+        self.parts.insert(id, part);
     }
 
     /// Follows with the DHT what this event touched. Looks at no more: with a thousand plugins

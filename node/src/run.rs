@@ -55,8 +55,9 @@ const DRAIN_MAX: Duration = Duration::from_secs(10);
 /// What the admin socket answers itself; everything else there is a call to the mesh.
 const ADMIN_SERVICES: [&str; 1] = ["blackhole.admin.v1.Admin"];
 
-/// Threads that carry calls. Part of a small machine is the plugins'.
-const WORKERS_MAX: usize = 4;
+/// Threads that carry calls, and all else that is not waited for elsewhere: half of the machine,
+/// the other half being the plugins'. A call handed from thread to thread waits for each to wake.
+const WORKERS_MAX: usize = 8;
 
 /// Runs a peer until it is told to stop.
 pub fn peer(settings: Settings) -> ExitCode {
@@ -74,7 +75,8 @@ pub fn bootstrap(args: BootstrapArgs) -> ExitCode {
 }
 
 fn on_runtime(json: bool, work: impl Future<Output = anyhow::Result<()>>) -> ExitCode {
-    let workers = std::thread::available_parallelism().map_or(2, usize::from).min(WORKERS_MAX);
+    let processors = std::thread::available_parallelism().map_or(1, usize::from);
+    let workers = (processors / 2).clamp(1, WORKERS_MAX);
     let runtime =
         tokio::runtime::Builder::new_multi_thread().worker_threads(workers).enable_all().build();
     let outcome = match runtime {

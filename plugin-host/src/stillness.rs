@@ -1,5 +1,5 @@
-//! Whether a plugin that said it was well must be asked again. Pure, but for [`Traces::of`], which
-//! looks.
+//! Whether a plugin that answered must be asked the same again: whether it is well, what its
+//! figures are. Pure, but for [`Traces`], which look.
 //!
 //! A program that was not called and used no processor time since it said that it was well has not
 //! changed: asking would only wake it, and the node, for the same answer. With a thousand idle
@@ -7,8 +7,6 @@
 //! what a program depends on can fail while it sleeps.
 
 use std::time::Duration;
-
-use nix::{time::clock_getcpuclockid, unistd::Pid};
 
 use crate::stats;
 
@@ -30,36 +28,82 @@ impl Traces {
     /// of its processes is stopped and could not do anything if it wanted to.
     pub(crate) fn of(init: u32, calls: u64) -> Option<Self> {
         let used = |pid: u32| {
-            let clock = clock_getcpuclockid(Pid::from_raw(pid.cast_signed())).ok()?;
             (!stats::is_stopped(pid)?).then_some(())?;
-            Some((pid, Duration::from(clock.now().ok()?)))
+            Some((pid, stats::processor(pid)?))
         };
         let processes = stats::descendants(init);
         let processor = processes.into_iter().map(used).collect::<Option<Vec<_>>>()?;
         (!processor.is_empty()).then_some(Self { calls, processor })
     }
+
+    /// Whether they are what there is now, told by the clocks alone: nobody starts a process, or is
+    /// stopped, without running for it.
+    fn are_all(&self, calls: u64) -> bool {
+        let same = |(pid, used): &(u32, Duration)| stats::processor(*pid).as_ref() == Some(used);
+        self.calls == calls && self.processor.iter().all(same)
+    }
 }
 
-/// What is known since the last answer.
+/// What is known of one run, shared by all who ask it something regularly: a question of one is
+/// not a reason for the others to ask.
 #[derive(Debug, Default)]
 pub(crate) struct Stillness {
     since: Option<Traces>,
-    rounds: u32,
+    /// How often a look found that it had done something.
+    stirred: u64,
 }
 
 impl Stillness {
-    /// It answered that it is well, and `traces` is what there was once it had; `None` where it
-    /// did not, or where traces cannot be had.
-    pub(crate) fn answered(&mut self, traces: Option<Traces>) {
-        *self = Self { since: traces, rounds: 0 };
+    /// Looks at the jail whose first process is `init` and that was given `calls`, and tells how
+    /// often it was found to have done something.
+    pub(crate) fn look(&mut self, init: Option<u32>, calls: u64) -> u64 {
+        match &self.since {
+            Some(since) if since.are_all(calls) => self.stirred,
+            _ => self.note(init.and_then(|init| Traces::of(init, calls))),
+        }
     }
 
-    /// Whether its last answer still holds, now that there are these traces.
-    pub(crate) fn holds(&mut self, traces: Option<&Traces>) -> bool {
-        let still =
-            traces.is_some() && traces == self.since.as_ref() && self.rounds < STILL_ROUNDS_MAX;
+    fn note(&mut self, traces: Option<Traces>) -> u64 {
+        if traces.is_none() || traces != self.since {
+            self.stirred += 1;
+            self.since = traces;
+        }
+        self.stirred
+    }
+
+    /// It answered a question, and `traces` is what there was afterwards. What the question itself
+    /// left behind counts for nothing; where others called meanwhile, the next look finds it.
+    pub(crate) fn answered(&mut self, traces: Option<Traces>) {
+        let calls = |traces: &Option<Traces>| traces.as_ref().map(|traces| traces.calls);
+        if calls(&traces).is_some_and(|now| Some(now) == calls(&self.since).map(|was| was + 1)) {
+            self.since = traces;
+        }
+    }
+}
+
+/// One who asks regularly, and what the last answer covers.
+#[derive(Debug, Default)]
+pub(crate) struct Asker {
+    stirred: Option<u64>,
+    rounds: u32,
+}
+
+impl Asker {
+    /// Whether its last answer still holds, after a look that told `stirred`.
+    pub(crate) fn holds(&mut self, stirred: u64) -> bool {
         self.rounds += 1;
-        still
+        self.stirred == Some(stirred)
+    }
+
+    /// The same, but not for ever.
+    pub(crate) fn holds_for_now(&mut self, stirred: u64) -> bool {
+        self.holds(stirred) && self.rounds <= STILL_ROUNDS_MAX
+    }
+
+    /// It was answered, after a look that told `stirred`; `None` where the answer stands for
+    /// nothing.
+    pub(crate) fn answered(&mut self, stirred: Option<u64>) {
+        *self = Self { stirred, rounds: 0 };
     }
 }
 
@@ -67,33 +111,67 @@ impl Stillness {
 mod tests {
     use super::*;
 
-    fn traces(calls: u64, nanos: u64) -> Traces {
-        Traces { calls, processor: vec![(7, Duration::from_nanos(nanos))] }
+    fn traces(calls: u64, nanos: u64) -> Option<Traces> {
+        Some(Traces { calls, processor: vec![(7, Duration::from_nanos(nanos))] })
+    }
+
+    /// Asks if it has to, as supervisors do, and tells whether it did.
+    fn round(stillness: &mut Stillness, asker: &mut Asker, now: &mut (u64, u64)) -> bool {
+        let stirred = stillness.note(traces(now.0, now.1));
+        if asker.holds_for_now(stirred) {
+            return false;
+        }
+        *now = (now.0 + 1, now.1 + 1_000);
+        stillness.answered(traces(now.0, now.1));
+        asker.answered(Some(stirred));
+        true
     }
 
     #[test]
     fn whoever_did_nothing_since_it_was_well_is_well_but_not_for_ever() {
-        let mut stillness = Stillness::default();
-        let nothing_done = traces(1, 100);
-        stillness.answered(Some(nothing_done.clone()));
-        for _ in 0..STILL_ROUNDS_MAX {
-            assert!(stillness.holds(Some(&nothing_done)));
+        let (mut stillness, mut asker, mut now) = (Stillness::default(), Asker::default(), (0, 5));
+        for _ in 0..3 {
+            assert!(round(&mut stillness, &mut asker, &mut now), "it is asked once in a while");
+            for _ in 0..STILL_ROUNDS_MAX {
+                assert!(!round(&mut stillness, &mut asker, &mut now));
+            }
         }
-        assert!(!stillness.holds(Some(&nothing_done)), "it is asked once in a while");
-        stillness.answered(Some(nothing_done.clone()));
-        assert!(stillness.holds(Some(&nothing_done)));
+    }
+
+    #[test]
+    fn a_question_of_one_is_no_reason_for_another_to_ask() {
+        let mut stillness = Stillness::default();
+        let (mut health, mut figures, mut now) = (Asker::default(), Asker::default(), (0, 5));
+        assert!(round(&mut stillness, &mut health, &mut now));
+        assert!(round(&mut stillness, &mut figures, &mut now), "it was never answered");
+        assert!(!round(&mut stillness, &mut health, &mut now));
+        assert!(!round(&mut stillness, &mut figures, &mut now));
+        // One call, and both want to know.
+        now.0 += 1;
+        assert!(round(&mut stillness, &mut figures, &mut now));
+        assert!(round(&mut stillness, &mut health, &mut now));
+        assert!(!round(&mut stillness, &mut figures, &mut now));
     }
 
     #[test]
     fn whoever_was_called_or_ran_or_cannot_be_seen_is_asked() {
         let mut stillness = Stillness::default();
-        assert!(!stillness.holds(Some(&traces(0, 0))), "it never answered");
-        for now in [Some(traces(2, 100)), Some(traces(1, 101)), None] {
-            stillness.answered(Some(traces(1, 100)));
-            assert!(!stillness.holds(now.as_ref()));
-        }
-        stillness.answered(None);
-        assert!(!stillness.holds(None), "nothing seen is no stillness");
+        let first = stillness.note(traces(1, 100));
+        assert_eq!(stillness.note(traces(1, 100)), first);
+        let called = stillness.note(traces(2, 100));
+        let ran = stillness.note(traces(2, 101));
+        let unseen = stillness.note(None);
+        let unseen_again = stillness.note(None);
+        assert!(first < called && called < ran && ran < unseen && unseen < unseen_again);
+    }
+
+    #[test]
+    fn calls_during_a_question_are_found_by_the_next_look() {
+        let mut stillness = Stillness::default();
+        let first = stillness.note(traces(1, 100));
+        // The question, and one call more.
+        stillness.answered(traces(3, 900));
+        assert!(stillness.note(traces(3, 900)) > first);
     }
 
     #[test]
@@ -115,10 +193,12 @@ mod tests {
             std::thread::sleep(Duration::from_millis(5));
             before.is_some() && before == look()
         });
-        let pid = look().expect("it sleeps").processor[0].0;
+        let asleep = look().expect("it sleeps");
+        assert!(asleep.are_all(0) && !asleep.are_all(1));
+        let pid = asleep.processor[0].0;
         let sleeper = rustix::process::Pid::from_raw(pid.cast_signed()).expect("a pid");
         rustix::process::kill_process(sleeper, rustix::process::Signal::STOP).expect("stopped");
-        let stopped = seen(&|| look().is_none());
+        let stopped = seen(&|| look().is_none()) && !asleep.are_all(0);
         rustix::process::kill_process(sleeper, rustix::process::Signal::KILL).expect("killed");
         shell.wait().expect("ended");
         assert!(still && stopped, "still {still}, stopped {stopped}");

@@ -7,8 +7,12 @@ use std::time::{Duration, Instant};
 
 use support::{World, call, empty};
 
-/// Enough to tell a leak of one per cycle from the noise of a runtime that grows a thread.
+/// Enough to tell a leak of one per cycle from a runtime's own threads.
 const CYCLES: usize = 60;
+
+/// The runtime's threads for blocking work come with need and go when idle: how many there are
+/// tells of the last seconds, not of what was left behind.
+const BLOCKING_THREADS: usize = 8;
 
 fn count(path: &str) -> usize {
     std::fs::read_dir(path).expect("readable").count()
@@ -35,6 +39,7 @@ async fn sixty_crashes_leave_descriptors_and_threads_as_they_were() {
         }
     }
     let (descriptors, threads) = before.expect("taken");
+    let threads = threads + BLOCKING_THREADS;
     // The last run's predecessor may be closing its sockets still.
     let begun = Instant::now();
     while count("/proc/self/fd") > descriptors || count("/proc/self/task") > threads {

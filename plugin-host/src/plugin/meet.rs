@@ -7,15 +7,20 @@ use std::{
 };
 
 use bytes::Bytes;
+use parking_lot::Mutex;
 use protocol::service::ServiceName;
-use tokio::time::sleep_until;
+use tokio::time::{sleep, sleep_until};
 
-use super::{Run, Supervisor};
+use super::{
+    Run, Supervisor,
+    watch::{SETTLED_AFTER, traces},
+};
 use crate::{
     channel::Channel,
     contract::{self, Answer, Described},
     descriptors::{self, Description},
     plan,
+    stillness::{Asker, Stillness},
 };
 
 /// How long a reflection service may take; descriptors are wanted, not needed.
@@ -26,9 +31,6 @@ const QUESTION_PATIENCE: Duration = Duration::from_secs(2);
 
 /// How long taking a new configuration may take, and at least what is left of a start.
 const CONFIGURE_PATIENCE: Duration = Duration::from_secs(10);
-
-/// A plugin whose first answer held no figures is asked in every so many-th round only.
-const FIGURELESS_ROUNDS: u32 = 6;
 
 /// What is known of a plugin after the first questions.
 pub(super) struct Met {
@@ -109,27 +111,30 @@ impl Supervisor {
         }
     }
 
-    /// Asks for its figures, as often as it is sampled. Never ends.
-    pub(super) async fn watch_figures(&self, run: &Run) {
+    /// Asks for its figures as often as it is sampled, where it did something meanwhile: a program
+    /// that slept has no other figures. Never ends.
+    pub(super) async fn watch_figures(&self, run: &Run, stillness: &Mutex<Stillness>) {
         let interval = self.context.config.stats_interval;
         let chance = rand::random::<f64>();
-        let mut rounds = 1;
+        let mut asker = Asker::default();
         if !run.contract {
             return std::future::pending().await;
         }
         loop {
-            for _ in 0..rounds {
-                sleep_until(self.due(interval, chance).into()).await;
+            sleep_until(self.due(interval, chance).into()).await;
+            let stirred = stillness.lock().look(run.process.init(), run.channel.begun());
+            if asker.holds(stirred) {
+                continue;
             }
             match contract::metrics(&run.channel, QUESTION_PATIENCE).await {
-                Answer::Is(metrics) => {
-                    rounds = if metrics.is_empty() { FIGURELESS_ROUNDS } else { 1 };
-                    self.context.status.lock().metrics = metrics;
-                }
+                Answer::Is(metrics) => self.context.status.lock().metrics = metrics,
                 Answer::NotOffered => break,
                 // Whether it is ill is for its health to say.
-                Answer::Failed(_) => {}
+                Answer::Failed(_) => continue,
             }
+            sleep(SETTLED_AFTER).await;
+            stillness.lock().answered(traces(run));
+            asker.answered(Some(stirred));
         }
         std::future::pending::<()>().await;
     }

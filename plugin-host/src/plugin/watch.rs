@@ -5,6 +5,7 @@ use std::{
     time::{Duration, Instant, SystemTime},
 };
 
+use parking_lot::Mutex;
 use tokio::{
     sync::mpsc,
     time::{sleep, sleep_until, timeout},
@@ -22,11 +23,11 @@ use crate::{
     process::End,
     ready::{self, Health},
     stats::Sampler,
-    stillness::{Stillness, Traces},
+    stillness::{Asker, Stillness, Traces},
 };
 
 /// How long after an answer a plugin has done what there is to do about it.
-const SETTLED_AFTER: Duration = Duration::from_millis(20);
+pub(super) const SETTLED_AFTER: Duration = Duration::from_millis(50);
 
 /// How a run came to its end.
 pub(super) enum Watched {
@@ -54,7 +55,7 @@ enum Over {
 }
 
 /// What the run has left behind so far, where it is a process.
-fn traces(run: &Run) -> Option<Traces> {
+pub(super) fn traces(run: &Run) -> Option<Traces> {
     Traces::of(run.process.init()?, run.channel.begun())
 }
 
@@ -62,14 +63,15 @@ impl Supervisor {
     /// Watches a ready run to its end. Nothing of it is left afterwards.
     pub(super) async fn watch(&mut self, run: Run, orders: &mut mpsc::Receiver<Order>) -> Watched {
         let stop = self.context.stop.clone();
+        let stillness = Mutex::default();
         let over = tokio::select! {
             biased;
             () = stop.cancelled() => Over::Stopped,
             end = run.process.ended() => Over::Ended(end),
             order = told(orders) => Over::Ordered(order),
-            reason = self.watch_health(&run) => Over::Unhealthy(reason),
+            reason = self.watch_health(&run, &stillness) => Over::Unhealthy(reason),
             reason = self.watch_use(&run) => Over::Exceeded(reason),
-            () = self.watch_figures(&run) => unreachable!("asking never ends"),
+            () = self.watch_figures(&run, &stillness) => unreachable!("asking never ends"),
             () = self.watch_part(&run) => unreachable!("changes never end"),
         };
         let reason = match &over {
@@ -148,17 +150,18 @@ impl Supervisor {
     }
 
     /// Ends with a reason once the plugin is unhealthy.
-    async fn watch_health(&self, run: &Run) -> String {
+    async fn watch_health(&self, run: &Run, stillness: &Mutex<Stillness>) -> String {
         if !run.probed {
             return std::future::pending().await;
         }
         let settings = self.health_settings();
         let service = self.context.program.manifest.health.service.clone();
         let chance = rand::random::<f64>();
-        let (mut failed, mut stillness) = (0, Stillness::default());
+        let (mut failed, mut asker) = (0, Asker::default());
         loop {
             sleep_until(self.due(settings.interval, chance).into()).await;
-            if stillness.holds(traces(run).as_ref()) {
+            let stirred = stillness.lock().look(run.process.init(), run.channel.begun());
+            if asker.holds_for_now(stirred) {
                 self.context.status.lock().last_health_check = Some(SystemTime::now());
                 continue;
             }
@@ -170,7 +173,7 @@ impl Supervisor {
                 status.last_health_check = Some(SystemTime::now());
             }
             if let Health::Not(reason) = health {
-                stillness.answered(None);
+                asker.answered(None);
                 failed += 1;
                 self.warn(&format!(
                     "health check {failed} of {} failed: {reason}",
@@ -182,7 +185,8 @@ impl Supervisor {
             } else {
                 failed = 0;
                 sleep(SETTLED_AFTER).await;
-                stillness.answered(traces(run));
+                stillness.lock().answered(traces(run));
+                asker.answered(Some(stirred));
             }
         }
     }
@@ -198,7 +202,11 @@ impl Supervisor {
         let chance = rand::random::<f64>();
         let (mut refused, mut killed) = (0, 0);
         loop {
-            let sample = sampler.sample(Instant::now());
+            let Some(sample) = sampler.sample(Instant::now()) else {
+                self.context.status.lock().cpu_percent = 0.0;
+                sleep_until(self.due(self.context.config.stats_interval, chance).into()).await;
+                continue;
+            };
             let own = self.paths.own();
             // As many files as it likes: not on a thread that serves others.
             let state = self.paths.state.clone();

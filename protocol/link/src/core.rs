@@ -117,6 +117,10 @@ pub(crate) enum Over {
     Failed(Failure),
 }
 
+/// How long after its last call a link gives its buffers back and sets no timer any more: whoever
+/// is not called does nothing at all.
+const REST_AFTER: Duration = Duration::from_millis(10);
+
 /// What became of a frame's content.
 pub(crate) enum Received {
     Kept,
@@ -138,6 +142,8 @@ pub(crate) struct Core<S> {
     /// No call expires before.
     expiry: Option<Instant>,
     alarm: Alarm,
+    /// Since when there are no calls; `None` while there are, and once everything is put away.
+    unused_since: Option<Instant>,
     answering: bool,
 }
 
@@ -153,6 +159,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Core<S> {
             growth_left: GROWTH_BYTES_MAX,
             expiry: None,
             alarm: Alarm::default(),
+            unused_since: Some(Instant::now()),
             answering: begin == Begin::Answering,
         }
     }
@@ -160,6 +167,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Core<S> {
     pub(crate) fn insert(&mut self, id: u32, call: Call) {
         if self.calls.is_empty() {
             self.wire.expect(self.now);
+            self.unused_since = None;
         }
         let expires = call.expires(self.settings.call_idle);
         self.expiry = Some(self.expiry.map_or(expires, |at| at.min(expires)));
@@ -169,6 +177,9 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Core<S> {
     /// Forgets a call and what its sending half still had to say.
     pub(crate) fn remove(&mut self, id: u32) -> Option<Call> {
         let call = self.calls.remove(&id)?;
+        if self.calls.is_empty() {
+            self.unused_since = Some(self.now);
+        }
         self.growth_left += call.window.size - CALL_CREDIT_BYTES;
         Some(call)
     }
@@ -320,7 +331,15 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Core<S> {
         cx: &mut Context<'_>,
         due: Option<Instant>,
     ) -> Result<bool, LinkEnd> {
-        let mut due = [due, self.expiry].into_iter().flatten().min();
+        if let Some(since) = self.unused_since
+            && self.now >= since + REST_AFTER
+        {
+            self.wire.shrink();
+            self.expiry = None;
+            self.unused_since = None;
+        }
+        let rest = self.unused_since.map(|since| since + REST_AFTER);
+        let mut due = [due, rest, self.expiry].into_iter().flatten().min();
         if !self.calls.is_empty() {
             let look = self.wire.watch(self.now, self.settings.quiet, self.settings.silence)?;
             due = Some(due.map_or(look, |due| due.min(look)));
@@ -328,9 +347,6 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Core<S> {
         let fired = self.alarm.fired(cx, due);
         if fired {
             self.now = Instant::now();
-            if self.calls.is_empty() {
-                self.wire.shrink();
-            }
         }
         Ok(fired)
     }

@@ -23,8 +23,9 @@ const CALLS_AT_ONCE: usize = 64;
 /// enough on average; a plugin that takes no call is found by this bound.
 const CALLS_MAX: usize = 100_000;
 
-/// After the last start, for announcements and freed memory to settle.
-const SETTLE: Duration = Duration::from_secs(5);
+/// After the last start, for announcements, freed memory and the first questions after health and
+/// figures to settle: idle is what comes after.
+const SETTLE: Duration = Duration::from_secs(25);
 
 /// What one run yields.
 struct Run {

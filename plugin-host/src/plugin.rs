@@ -41,6 +41,7 @@ use crate::{
     source::Program,
     spawner::Spawner,
     status::{HostEvent, MeshDoor, PluginStatus, Transition},
+    stillness::Stillness,
 };
 
 pub(crate) use files::private_directory;
@@ -144,9 +145,19 @@ struct Run {
     probed: bool,
     /// It has the `Lifecycle` contract.
     contract: bool,
+    /// The part of the configuration that it was handed.
+    part: Option<Arc<serde_json::Value>>,
+    still: Mutex<Still>,
     captures: Captures,
     /// Its way out of the jail's network; ends with the run.
     _egress: Option<AbortOnDropHandle<()>>,
+}
+
+/// What may be left unasked.
+#[derive(Default)]
+struct Still {
+    health: Stillness,
+    figures: Stillness,
 }
 
 /// Reads the output of a process until it ends, and a moment longer.

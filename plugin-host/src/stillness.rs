@@ -4,7 +4,9 @@
 //! A program that was not called and used no processor time since it said that it was well has not
 //! changed: asking would only wake it, and the node, for the same answer. With a thousand idle
 //! plugins that is most of what the node does. It is asked all the same after a while, because
-//! what a program depends on can fail while it sleeps.
+//! what a program depends on can fail while it sleeps. Its figures need no such exception: whoever
+//! did nothing has counted nothing. Neither kind of question breaks the stillness that the other
+//! rests on, or the two would keep each other, and the plugin, awake.
 
 use std::time::Duration;
 
@@ -54,10 +56,27 @@ impl Stillness {
         *self = Self { since: traces, rounds: 0 };
     }
 
+    /// Nothing but one question of another kind lies between `before` and `after`: that is no sign
+    /// of life of the plugin's own.
+    pub(crate) fn disturbed(&mut self, before: Option<&Traces>, after: Option<&Traces>) {
+        let asked = |before: &Traces, after: &Traces| after.calls == before.calls + 1;
+        if let (Some(before), Some(after)) = (before, after)
+            && self.since.as_ref() == Some(before)
+            && asked(before, after)
+        {
+            self.since = Some(after.clone());
+        }
+    }
+
+    /// Whether nothing at all was done since its last answer, however long that is ago. What it
+    /// counts of itself is then what it counted.
+    pub(crate) fn is_unbroken(&self, traces: Option<&Traces>) -> bool {
+        traces.is_some() && traces == self.since.as_ref()
+    }
+
     /// Whether its last answer still holds, now that there are these traces.
     pub(crate) fn holds(&mut self, traces: Option<&Traces>) -> bool {
-        let still =
-            traces.is_some() && traces == self.since.as_ref() && self.rounds < STILL_ROUNDS_MAX;
+        let still = self.is_unbroken(traces) && self.rounds < STILL_ROUNDS_MAX;
         self.rounds += 1;
         still
     }
@@ -94,6 +113,24 @@ mod tests {
         }
         stillness.answered(None);
         assert!(!stillness.holds(None), "nothing seen is no stillness");
+    }
+
+    #[test]
+    fn a_question_of_another_kind_is_no_sign_of_life_and_a_call_beside_it_is() {
+        let (before, asked, called) = (traces(1, 100), traces(2, 150), traces(3, 150));
+        let mut stillness = Stillness::default();
+        stillness.disturbed(Some(&before), Some(&asked));
+        assert!(!stillness.is_unbroken(Some(&asked)), "it never answered");
+        stillness.answered(Some(before.clone()));
+        stillness.disturbed(Some(&before), Some(&asked));
+        assert!(stillness.is_unbroken(Some(&asked)) && stillness.holds(Some(&asked)));
+        stillness.answered(Some(before.clone()));
+        stillness.disturbed(Some(&before), Some(&called));
+        assert!(!stillness.is_unbroken(Some(&called)));
+        // It had done something already when it was asked.
+        stillness.answered(Some(traces(0, 50)));
+        stillness.disturbed(Some(&before), Some(&asked));
+        assert!(!stillness.is_unbroken(Some(&asked)));
     }
 
     #[test]

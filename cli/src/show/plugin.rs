@@ -68,8 +68,12 @@ pub fn info(plugin: &Plugin, colour: bool) -> String {
     facts.add("description", &plugin.description);
     facts.add("state", state(plugin));
     facts.add("reason", &plugin.reason);
+    if plugin.warnings.join("; ") != plugin.reason {
+        facts.list("warnings", &plugin.warnings);
+    }
     facts.list("services", &plugin.services);
     facts.add("capabilities", plugin.capabilities.join(", "));
+    facts.add("says it needs", plugin.dependencies.join(", "));
     facts.add("announced", if plugin.announced { "yes" } else { "no" });
     facts.add("source", &plugin.source);
     if !plugin.group.is_empty() {
@@ -120,6 +124,9 @@ pub fn info(plugin: &Plugin, colour: bool) -> String {
     }
     let figures: Vec<String> = plugin.figures.iter().map(figure).collect();
     facts.list("figures", &figures);
+    if plugin.figures_refused > 0 {
+        facts.add("not shown", format!("{} of its figures", plugin.figures_refused));
+    }
     if plugin.instances.len() > 1 {
         facts.list("instances", &plugin.instances.iter().map(instance).collect::<Vec<_>>());
     }
@@ -191,6 +198,9 @@ pub fn document(plugin: &Plugin) -> Value {
         "number": plugin.number,
         "description": text_or_null(&plugin.description),
         "capabilities": plugin.capabilities,
+        "dependencies": plugin.dependencies,
+        "warnings": plugin.warnings,
+        "figures_refused": plugin.figures_refused,
         "figures": plugin.figures.iter().map(|it| {
             json!({"name": it.name, "value": it.value, "labels": it.labels})
         }).collect::<Vec<_>>(),

@@ -4,7 +4,7 @@ use std::time::Duration;
 use std::{collections::BTreeMap, fmt::Display, ops::RangeInclusive, path::PathBuf, str::FromStr};
 
 use multiaddr::Multiaddr;
-use plugin_host::{CgroupPolicy, GroupConfig, permissions::Policies};
+use plugin_host::{CgroupPolicy, GroupConfig, Parts, permissions::Policies};
 use protocol::{
     document::{self, Fields, Mistake, Mistakes, Value},
     id::NetworkName,
@@ -44,6 +44,7 @@ pub struct ConfigFile {
     pub supervision: Supervision,
     pub routing: router::Policies,
     pub services: BTreeMap<String, Service>,
+    pub parts: Parts,
     pub groups: BTreeMap<String, GroupConfig>,
     pub warnings: Vec<String>,
 }
@@ -217,6 +218,8 @@ impl Reader {
         if let Some(count) = self.whole_number(&mut fields, "max", 1..=100_000) {
             self.file.supervision.plugins_max = count as usize;
         }
+        let parts = fields.section("config", &mut self.found);
+        self.parts(parts);
         self.file.permissions = permissions::policies(&mut fields, &mut self.found);
         fields.finish(&mut self.found);
     }

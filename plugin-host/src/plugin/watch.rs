@@ -22,11 +22,11 @@ use crate::{
     process::End,
     ready::{self, Health},
     stats::Sampler,
-    stillness::{Stillness, Traces},
+    stillness::Traces,
 };
 
 /// How long after an answer a plugin has done what there is to do about it.
-const SETTLED_AFTER: Duration = Duration::from_millis(20);
+pub(super) const SETTLED_AFTER: Duration = Duration::from_millis(20);
 
 /// How a run came to its end.
 pub(super) enum Watched {
@@ -54,7 +54,7 @@ enum Over {
 }
 
 /// What the run has left behind so far, where it is a process.
-fn traces(run: &Run) -> Option<Traces> {
+pub(super) fn traces(run: &Run) -> Option<Traces> {
     Traces::of(run.process.init()?, run.channel.begun())
 }
 
@@ -155,10 +155,11 @@ impl Supervisor {
         let settings = self.health_settings();
         let service = self.context.program.manifest.health.service.clone();
         let chance = rand::random::<f64>();
-        let (mut failed, mut stillness) = (0, Stillness::default());
+        let mut failed = 0;
         loop {
             sleep_until(self.due(settings.interval, chance).into()).await;
-            if stillness.holds(traces(run).as_ref()) {
+            let before = traces(run);
+            if run.still.lock().health.holds(before.as_ref()) {
                 self.context.status.lock().last_health_check = Some(SystemTime::now());
                 continue;
             }
@@ -170,7 +171,7 @@ impl Supervisor {
                 status.last_health_check = Some(SystemTime::now());
             }
             if let Health::Not(reason) = health {
-                stillness.answered(None);
+                run.still.lock().health.answered(None);
                 failed += 1;
                 self.warn(&format!(
                     "health check {failed} of {} failed: {reason}",
@@ -182,7 +183,9 @@ impl Supervisor {
             } else {
                 failed = 0;
                 sleep(SETTLED_AFTER).await;
-                stillness.answered(traces(run));
+                let (mut still, after) = (run.still.lock(), traces(run));
+                still.figures.disturbed(before.as_ref(), after.as_ref());
+                still.health.answered(after);
             }
         }
     }

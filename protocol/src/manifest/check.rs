@@ -138,6 +138,12 @@ fn how_it_runs(
     if let Some((node, at)) = fields.take("env") {
         manifest.env = environment(node, &at, mistakes);
     }
+    if let Some((node, at)) = fields.take("config") {
+        match node.to_json() {
+            serde_json::Value::Object(config) => manifest.config = Some(config),
+            _ => mistakes.expected(&node, &at, "a map"),
+        }
+    }
     if let Some((node, at)) = fields.take("listen") {
         manifest.listen =
             mistakes.parsed(&node, &at, WORD_BYTES_MAX, str::parse::<Listen>).unwrap_or_default();

@@ -48,6 +48,8 @@ pub struct Manifest {
     pub args: Vec<String>,
     /// Environment, beside what the host sets.
     pub env: BTreeMap<String, String>,
+    /// Its own configuration, where the operator says nothing else.
+    pub config: Option<serde_json::Map<String, serde_json::Value>>,
     /// What it serves.
     pub interface: Interface,
     /// Where it runs, as `linux/amd64`; empty means anywhere.
@@ -91,6 +93,7 @@ impl Manifest {
             entrypoint: None,
             args: Vec::new(),
             env: BTreeMap::new(),
+            config: None,
             interface: Interface::default(),
             platforms: Vec::new(),
             category: None,

@@ -12,7 +12,7 @@ use blackhole_plugin_host::{
     BuiltIn, ChangeError, Command, GroupConfig, Host, HostEvent, LoadError, LoadRequest, Overrides,
     PluginStatus, Source, State, Strategy, UnloadError,
 };
-use protocol::manifest::{Restart, RestartWhen};
+use protocol::manifest::{Health, Restart, RestartWhen};
 use support::{Door, PATIENCE, World, alive, call, empty, probe_program};
 use tokio::time::timeout;
 
@@ -357,6 +357,23 @@ async fn the_nodes_own_services_follow_the_configuration_and_are_never_remembere
     assert!(matches!(world.event().await, HostEvent::Gone { .. }));
     world.ready().await;
     assert!(world.store.0.lock().is_empty());
+    world.host.shutdown().await;
+}
+
+#[tokio::test]
+async fn health_is_checked_as_the_operator_says_for_this_one() {
+    let health = Health {
+        interval: Some(Duration::from_millis(50)),
+        threshold: Some(1),
+        ..Health::default()
+    };
+    let overrides = Overrides { restart: Some(RestartWhen::Never), health, ..Overrides::default() };
+    let mut world = World::new().await;
+    let sick = LoadRequest { overrides, ..request("sick", &["--unhealthy-after", "1500"]) };
+    world.host.load(sick).await.expect("loads");
+    let _reading = read_on(&mut world);
+    let status = world.until("sick", |it| !it.state.is_alive()).await;
+    assert!(status.reason.contains("unhealthy: 1 health checks"), "{}", status.reason);
     world.host.shutdown().await;
 }
 

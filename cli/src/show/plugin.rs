@@ -164,7 +164,7 @@ fn instance(one: &Plugin) -> String {
 
 /// One plugin as JSON.
 pub fn document(plugin: &Plugin) -> Value {
-    json!({
+    let mut whole = json!({
         "name": plugin.name,
         "version": text_or_null(&plugin.version),
         "state": plugin.state,
@@ -196,14 +196,6 @@ pub fn document(plugin: &Plugin) -> Value {
         "group": text_or_null(&plugin.group),
         "strategy": text_or_null(&plugin.strategy),
         "number": plugin.number,
-        "description": text_or_null(&plugin.description),
-        "capabilities": plugin.capabilities,
-        "dependencies": plugin.dependencies,
-        "warnings": plugin.warnings,
-        "figures_refused": plugin.figures_refused,
-        "figures": plugin.figures.iter().map(|it| {
-            json!({"name": it.name, "value": it.value, "labels": it.labels})
-        }).collect::<Vec<_>>(),
         "instances": plugin.instances.iter().map(document).collect::<Vec<_>>(),
         "permissions": {
             "asked": plugin.permissions_asked,
@@ -216,6 +208,24 @@ pub fn document(plugin: &Plugin) -> Value {
             "sent_bytes": plugin.egress_sent_bytes,
             "received_bytes": plugin.egress_received_bytes,
         },
+    });
+    if let (Value::Object(whole), Value::Object(said)) = (&mut whole, said(plugin)) {
+        whole.extend(said);
+    }
+    whole
+}
+
+/// What it says of itself, and what is to be said about that.
+fn said(plugin: &Plugin) -> Value {
+    json!({
+        "description": text_or_null(&plugin.description),
+        "capabilities": plugin.capabilities,
+        "dependencies": plugin.dependencies,
+        "warnings": plugin.warnings,
+        "figures_refused": plugin.figures_refused,
+        "figures": plugin.figures.iter().map(|it| {
+            json!({"name": it.name, "value": it.value, "labels": it.labels})
+        }).collect::<Vec<_>>(),
     })
 }
 

@@ -383,6 +383,37 @@ mod tests {
     }
 
     #[test]
+    fn health_checks_of_one_service_are_its_own() {
+        let text = "process_management: { health_checks: { interval: 7s, timeout: 2s } }\n\
+                    services: { identity: { health_checks: { interval: 1s, unhealthy_threshold: 9 } } }\n";
+        let file = ConfigFile::parse(text).expect("valid");
+        assert_eq!(file.supervision.health_interval, Duration::from_secs(7));
+        let own = &file.services["identity"].health;
+        assert_eq!((own.interval, own.timeout), (Some(Duration::from_secs(1)), None));
+        assert_eq!(own.threshold, Some(9));
+    }
+
+    #[test]
+    fn what_plugins_are_handed_is_a_map_by_name_and_services_have_theirs_elsewhere() {
+        let text = "plugins: { config: { kv: { depth: 3, deep: { on: true } } } }\n";
+        let file = ConfigFile::parse(text).expect("valid");
+        let part = serde_json::Value::Object(file.parts["kv"].clone());
+        assert_eq!(part, serde_json::json!({"depth": 3, "deep": {"on": true}}));
+        let text = "plugins:\n  config:\n    kv: fast\n    identity: {}\n    No Name: {}\n";
+        let told = ConfigFile::parse(text).expect_err("wrong");
+        let told: Vec<String> = told.iter().map(ToString::to_string).collect();
+        let expected = [
+            "line 3: plugins.config.kv: expected a map",
+            "line 4: plugins.config.identity: it is a service of the node: say it in services.identity",
+            "line 5: plugins.config.No Name: `No Name` is not a plugin name",
+        ];
+        assert_eq!(told.len(), expected.len(), "{told:#?}");
+        for (told, expected) in told.iter().zip(expected) {
+            assert!(told.starts_with(expected), "{told}");
+        }
+    }
+
+    #[test]
     fn groups_name_their_members_once() {
         let text = "groups:\n  shop:\n    strategy: rest-for-one\n    members: [kv, web]\n    resources: { memory: 1GB }\n";
         let file = ConfigFile::parse(text).expect("valid");

@@ -167,8 +167,12 @@ impl Reader {
         let disk_bytes = size("disk", &mut self.found);
         let disk_bandwidth = size("disk_bandwidth", &mut self.found);
         let network_bandwidth = size("network_bandwidth", &mut self.found);
-        let cores = fields.take("cpu_cores");
-        let cores = cores.and_then(|(node, at)| self.found.positive(&node, &at));
+        let mut cores = |key, found: &mut Mistakes| {
+            let (node, at) = fields.take(key)?;
+            found.positive(&node, &at)
+        };
+        let guaranteed = cores("cpu_guaranteed", &mut self.found);
+        let cores = cores("cpu_cores", &mut self.found);
         let files = self.whole_number(&mut fields, "max_files", 1..=1 << 20);
         let processes = self.whole_number(&mut fields, "processes", 1..=1 << 20);
         let seconds = fields.take("cpu_seconds");
@@ -176,6 +180,7 @@ impl Reader {
         fields.finish(&mut self.found);
         Resources {
             cpu_percent: cores.map(|cores| (cores * 100.0).ceil().max(1.0) as u32),
+            cpu_guaranteed: guaranteed.map(|cores| (cores * 100.0).ceil().max(1.0) as u32),
             cpu_cores: cores.map(|cores| cores.ceil().clamp(1.0, 1_024.0) as u32),
             cpu_seconds: seconds.map(|seconds| seconds.ceil() as u64),
             memory_bytes,

@@ -77,9 +77,10 @@ impl Supervisor {
         let met = Met { services, descriptors, contract, part };
         let Some(part) = &met.part else { return Ok(met) };
         let within = deadline.saturating_duration_since(Instant::now()).max(QUESTION_PATIENCE);
-        let taken = match contract {
-            true => contract::configure(channel, part, within).await,
-            false => Answer::NotOffered,
+        let taken = if contract {
+            contract::configure(channel, part, within).await
+        } else {
+            Answer::NotOffered
         };
         match taken {
             Answer::Failed(reason) => Err(format!("configuration: it refuses its part: {reason}")),
@@ -108,7 +109,9 @@ impl Supervisor {
             }
         } else {
             told.contradictions = contract::contradictions(&told, manifest);
-            told.contradictions.iter().for_each(|it| self.remark(it.clone()));
+            for text in &told.contradictions {
+                self.remark(text.clone());
+            }
         }
         self.context.status.lock().described = Some(told);
     }

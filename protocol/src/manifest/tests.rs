@@ -58,7 +58,7 @@ fn every_optional_key_is_read() {
 name: counter
 version: 2.1.0-beta.1
 permissions: [network:example.org:443, read:/srv/models, "call:*"]
-resources: { max_files: 64, file_size: 10, processes: 32 }
+resources: { max_files: 64, file_size: 10, processes: 32, cpu_guaranteed: 50 }
 dependencies:
   - storage >=1.2, <3
   - name: identity
@@ -84,6 +84,7 @@ labels: { region: eu, tier: 2 }
     .expect("valid");
     assert_eq!(manifest.permissions.len(), 3);
     assert_eq!(manifest.resources.files_max, Some(64));
+    assert_eq!(manifest.resources.cpu_guaranteed, Some(50));
     assert_eq!(manifest.dependencies[0].version.to_string(), ">=1.2, <3");
     assert_eq!(manifest.entrypoint, Some(vec!["bin/counter".into(), "--fast".into()]));
     assert_eq!(manifest.args, ["--level", "3"]);

@@ -133,23 +133,39 @@ impl Collector for OfPlugins {
             let labels = [("plugin", plugin.name.as_str())];
             ConstCounter::new(plugin.logs_lost).encode(family.encode_family(&labels)?)?;
         }
-        if instances.iter().all(|one| one.metrics.is_empty()) {
-            return Ok(());
-        }
-        let (name, help) = ("blackhole_plugin_figure", "What a plugin counts of itself, by name");
-        let mut family = encoder.encode_descriptor(name, help, None, MetricType::Gauge)?;
-        for one in &instances {
-            for metric in &one.metrics {
-                let mut labels = of(one);
-                labels.push(("name".into(), metric.name.clone()));
-                // The plugin's own labels cannot pass for the host's.
-                let own = metric.labels.iter().map(|(k, v)| (format!("own_{k}"), v.clone()));
-                labels.extend(own);
-                ConstGauge::new(metric.value).encode(family.encode_family(&labels)?)?;
-            }
-        }
-        Ok(())
+        own(&instances, &mut encoder)
     }
+}
+
+/// What plugins count of themselves.
+fn own(instances: &[&PluginStatus], encoder: &mut DescriptorEncoder<'_>) -> fmt::Result {
+    let told = |it: &&&PluginStatus| !it.metrics.is_empty() || it.figures_refused > 0;
+    let telling: Vec<&&PluginStatus> = instances.iter().filter(told).collect();
+    if telling.is_empty() {
+        return Ok(());
+    }
+    let (name, help) = ("blackhole_plugin_figures_refused", "Own figures that cannot be shown");
+    let mut family = encoder.encode_descriptor(name, help, None, MetricType::Gauge)?;
+    for one in &telling {
+        let labels = of(one);
+        ConstGauge::new(f64::from(one.figures_refused)).encode(family.encode_family(&labels)?)?;
+    }
+    if telling.iter().all(|one| one.metrics.is_empty()) {
+        return Ok(());
+    }
+    let (name, help) = ("blackhole_plugin_figure", "What a plugin counts of itself, by name");
+    let mut family = encoder.encode_descriptor(name, help, None, MetricType::Gauge)?;
+    for one in telling {
+        for metric in &one.metrics {
+            let mut labels = of(one);
+            labels.push(("name".into(), metric.name.clone()));
+            // The plugin's own labels cannot pass for the host's.
+            let own = metric.labels.iter().map(|(k, v)| (format!("own_{k}"), v.clone()));
+            labels.extend(own);
+            ConstGauge::new(metric.value).encode(family.encode_family(&labels)?)?;
+        }
+    }
+    Ok(())
 }
 
 fn of(one: &PluginStatus) -> Labels {

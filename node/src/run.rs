@@ -245,6 +245,7 @@ fn host_config(settings: &Settings, id: PeerId) -> HostConfig {
     config.restart = watch.restart.clone();
     config.plugins_max = watch.plugins_max;
     config.groups = settings.groups.clone();
+    config.parts = settings.parts.clone();
     config.built_in = services::built_in(settings);
     config.permissions = settings.permissions.clone();
     config
@@ -429,8 +430,8 @@ impl Running {
         }
     }
 
-    /// Reads the configuration file again, hands each service its part where that changed, and
-    /// logs as it says. Everything else in it waits for the next start.
+    /// Reads the configuration file again, hands each service and plugin its part where that
+    /// changed, and logs as it says. Everything else in it waits for the next start.
     fn read_again(&self) {
         let warn = |text: String| self.voice.say(&Say::Warning(&text));
         let again = match config::again(&self.node.settings) {
@@ -442,6 +443,7 @@ impl Running {
                 warn(format!("services.{name} is new: it starts with the next start"));
             }
         }
+        self.node.host.configure_all(again.parts);
         let Some(level) = again.log_level else { return };
         match self.node.log.set(&level) {
             Ok(before) => tracing::info!(%level, %before, "the configuration was read again"),

@@ -44,6 +44,7 @@ use protocol::proto::plugin::{
 use tonic::{Request, Response, body::Body, service::Routes};
 
 const SERVICE: &str = "probe.v1.Probe";
+const LIFECYCLE: &str = "blackhole.plugin.v1.Lifecycle";
 
 fn main() {
     launcher::run_if_invoked();
@@ -149,14 +150,19 @@ fn routes(options: &Options) -> Routes {
         routes = routes.add_service(service);
     }
     if !options.has("--no-reflection") {
-        let service = tonic_reflection::server::Builder::configure()
-            .register_encoded_file_descriptor_set(&descriptors())
-            .build_v1()
-            .expect("reflection");
+        let descriptors = descriptors();
+        let mut service = tonic_reflection::server::Builder::configure()
+            .register_encoded_file_descriptor_set(&descriptors);
+        if options.has("--mute") {
+            service = service.with_service_name(SERVICE).with_service_name(LIFECYCLE);
+        }
+        let service = service.build_v1().expect("reflection");
         routes = routes.add_service(service);
     }
     if options.has("--lifecycle") {
-        routes = routes.add_service(LifecycleServer::new(Contract::default()));
+        let (mute, stuck) = (options.has("--mute"), options.has("--stuck"));
+        let contract = Contract { mute, stuck, ..Contract::default() };
+        routes = routes.add_service(LifecycleServer::new(contract));
     }
     routes
 }
@@ -166,6 +172,11 @@ fn routes(options: &Options) -> Routes {
 struct Contract {
     configured: AtomicU32,
     drained: AtomicU32,
+    counted: AtomicU32,
+    /// It does not say what it is.
+    mute: bool,
+    /// It never has drained.
+    stuck: bool,
 }
 
 #[tonic::async_trait]
@@ -173,11 +184,15 @@ impl Lifecycle for Contract {
     type ExportStateStream = futures::stream::Empty<Result<StateChunk, tonic::Status>>;
 
     async fn describe(&self, _: Request<DescribeRequest>) -> Told<DescribeResponse> {
+        if self.mute {
+            return Err(tonic::Status::unimplemented("it says nothing of itself"));
+        }
         Ok(Response::new(DescribeResponse {
             name: "probe".into(),
             version: "3.2.1".into(),
             description: "A test double".into(),
             capabilities: vec!["testing".into()],
+            dependencies: vec!["nobody >=1".into()],
             ..DescribeResponse::default()
         }))
     }
@@ -196,6 +211,9 @@ impl Lifecycle for Contract {
     async fn drain(&self, request: Request<DrainRequest>) -> Told<DrainResponse> {
         self.drained.fetch_add(1, Ordering::Relaxed);
         println!("draining within {} ms", request.get_ref().deadline_ms);
+        if self.stuck {
+            std::future::pending::<()>().await;
+        }
         Ok(Response::new(DrainResponse {}))
     }
 
@@ -217,8 +235,10 @@ impl Lifecycle for Contract {
             ..Metric::default()
         };
         let configured = self.configured.load(Ordering::Relaxed);
-        // The second is no name, and must not be shown.
-        let metrics = vec![metric("configured", configured), metric("No Name", 1)];
+        let asked = self.counted.fetch_add(1, Ordering::Relaxed) + 1;
+        // The last is no name, and must not be shown.
+        let metrics =
+            vec![metric("configured", configured), metric("asked", asked), metric("No Name", 1)];
         Ok(Response::new(MetricsResponse { metrics }))
     }
 }

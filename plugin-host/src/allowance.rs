@@ -113,6 +113,8 @@ pub(crate) struct Allotted {
     cores: Vec<u32>,
     /// What run-times are told, so that they do not make a thread for every core they see.
     cores_told: Option<u32>,
+    /// What the program is told, so that it can keep to it.
+    told: Vec<(&'static str, u64)>,
 }
 
 impl Allotted {
@@ -128,8 +130,20 @@ impl Allotted {
                 spec.env.push((name.into(), cores));
             }
         }
+        spec.env.extend(self.told.into_iter().map(|(name, it)| (name.into(), it.to_string())));
         self.layers
     }
+}
+
+/// The limits in the words of the plugin contract; those that nobody set are left out.
+fn told(resources: &Resources) -> Vec<(&'static str, u64)> {
+    let all = [
+        ("BH_LIMIT_MEMORY_BYTES", resources.memory_bytes),
+        ("BH_LIMIT_CPU_PERCENT", resources.cpu_percent.map(u64::from)),
+        ("BH_LIMIT_CPU_CORES", resources.cpu_cores.map(u64::from)),
+        ("BH_LIMIT_DISK_BYTES", resources.disk_bytes),
+    ];
+    all.into_iter().filter_map(|(name, limit)| Some((name, limit?))).collect()
 }
 
 /// How run-times learn how many cores they have: Go, OpenMP (NumPy and its like), Rust's rayon and
@@ -201,9 +215,9 @@ impl Allowance {
 
     /// Makes the control group of the next run. Blocks.
     pub(crate) fn begin(&self) -> io::Result<Allotted> {
-        let (plan, cores_told) = {
+        let (plan, resources) = {
             let state = self.inner.state.lock();
-            (state.plan.clone(), state.resources.cpu_cores)
+            (state.plan.clone(), state.resources)
         };
         let key = self.inner.seat.key();
         let cores = plan.cores.map(|count| choose_cores(&key, count)).unwrap_or_default();
@@ -211,7 +225,8 @@ impl Allowance {
         let cgroup = cage.as_ref().map(|cage| cage.directories()).unwrap_or_default();
         let layers = cage.as_ref().map(|cage| cage.layers()).unwrap_or_default();
         self.inner.state.lock().live = Some(Live { cage, init: None });
-        Ok(Allotted { plan, cgroup, layers, cores, cores_told })
+        let cores_told = resources.cpu_cores;
+        Ok(Allotted { plan, cgroup, layers, cores, cores_told, told: told(&resources) })
     }
 
     /// The run has processes, below `init`.

@@ -4,7 +4,7 @@ use std::{collections::BTreeMap, ffi::OsString, path::PathBuf, time::Duration};
 
 use protocol::manifest::{Defaults, Isolation, Resources, Restart};
 
-use crate::{group::Strategy, permissions::Policies, status::LoadRequest};
+use crate::{group::Strategy, part::Parts, permissions::Policies, status::LoadRequest};
 
 /// How a host runs its plugins.
 #[derive(Debug, Clone)]
@@ -44,6 +44,9 @@ pub struct HostConfig {
     pub restart: Restart,
     /// Groups by name. A manifest may name one that is not here: that has all defaults.
     pub groups: BTreeMap<String, GroupConfig>,
+    /// What the operator has for each plugin in its own configuration, by name; handed to it
+    /// through its `Lifecycle` contract, over what its manifest says.
+    pub parts: Parts,
     /// The node's own services. Started with what was loaded before, and never remembered.
     pub built_in: Vec<BuiltIn>,
     /// How long a start may take where the manifest does not say.
@@ -111,6 +114,7 @@ impl HostConfig {
             starts_max: std::thread::available_parallelism().map_or(2, usize::from) * 2,
             restart: Restart::default(),
             groups: BTreeMap::new(),
+            parts: Parts::new(),
             built_in: Vec::new(),
             start_timeout: Duration::from_secs(30),
             stop_grace: Duration::from_secs(10),

@@ -22,10 +22,15 @@ use crate::channel::{Asking, Channel};
 const SERVICES_MAX: usize = 64;
 const FILES_MAX: usize = 1_024;
 
+/// The optional contract between a plugin and its host.
+const LIFECYCLE: &str = "blackhole.plugin.v1.Lifecycle";
+
 /// What a plugin says it serves.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct Description {
     pub(crate) services: Vec<ServiceName>,
+    /// It names the `Lifecycle` contract among them.
+    pub(crate) lifecycle: bool,
     /// Why services are known but not their descriptors.
     pub(crate) warning: Option<String>,
     files: BTreeMap<String, FileDescriptorProto>,
@@ -182,8 +187,8 @@ macro_rules! reflection {
         mod $version {
             use super::{
                 Arc, Asked, Asking, Channel, DESCRIPTORS_BYTES_MAX, Description, FILES_MAX,
-                FileDescriptorProto, Instant, Message, ReceiverStream, SERVICES_MAX, ServiceName,
-                failed, is_offered,
+                FileDescriptorProto, Instant, LIFECYCLE, Message, ReceiverStream, SERVICES_MAX,
+                ServiceName, failed, is_offered,
                 pb::$version::{
                     ServerReflectionRequest, ServerReflectionResponse,
                     server_reflection_client::ServerReflectionClient,
@@ -220,6 +225,7 @@ macro_rules! reflection {
                 };
                 let mut description = Description::default();
                 for service in services {
+                    description.lifecycle |= service.name == LIFECYCLE;
                     let name = service.name.parse::<ServiceName>();
                     description.services.extend(name.ok().filter(is_offered));
                 }

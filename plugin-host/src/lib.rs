@@ -12,7 +12,8 @@
 //! - `process`: one process in its jail. `control`: the socket to its launcher.
 //! - `level`: what holds a run at each isolation level, behind one type.
 //! - `ready`, `descriptors`: what a new process is asked before anyone may call it.
-//! - `contract`: what a plugin is asked through its optional `Lifecycle`.
+//! - `contract`: what a plugin is asked through its optional `Lifecycle`; `part`: its own
+//!   configuration (pure).
 //! - `limits`: what a plugin may use, and by what means (pure). `allowance`: that, in force on one
 //!   instance. `cgroup`: control groups.
 //! - `channel`: calls. `logs`, `stats`: what is seen of it. `stillness`: whether a plugin that was
@@ -39,6 +40,7 @@ pub mod lifecycle;
 pub mod limits;
 pub mod logs;
 pub mod order;
+mod part;
 pub mod permissions;
 mod plan;
 mod plugin;
@@ -59,7 +61,7 @@ pub use allowance::DISK_ENTRIES_MAX;
 pub use config::{
     BuiltIn, CgroupPolicy, GroupConfig, HealthCheck, HostConfig, LayerPolicy, NamespacePolicy,
 };
-pub use contract::{Described, Metric};
+pub use contract::{Described, Figures, Metric, figures};
 pub use group::Strategy;
 pub use host::Host;
 pub use launcher::run_if_invoked;
@@ -67,6 +69,7 @@ pub use level::{Code, MakeRoutes};
 pub use lifecycle::State;
 pub use limits::Mechanism;
 pub use logs::{LogFilter, LogRecord, LogStream, Logs};
+pub use part::Parts;
 pub use plan::{mesh_socket, state_dir};
 pub use status::{
     ChangeError, Command, HostError, HostEvent, LoadError, LoadRequest, MeshDoor, Overrides,

@@ -28,6 +28,8 @@ pub(crate) enum Need {
     Memory(u64),
     /// Percent of one core.
     Cpu(u32),
+    /// Its weight where cores are scarce, as percent of one core.
+    CpuShare(u32),
     /// Processes and threads.
     Pids(u64),
     /// Bytes per second read from, and written to, one device.
@@ -43,7 +45,7 @@ impl Need {
     pub(crate) fn controller(&self) -> Controller {
         match self {
             Self::Memory(_) => Controller::Memory,
-            Self::Cpu(_) => Controller::Cpu,
+            Self::Cpu(_) | Self::CpuShare(_) => Controller::Cpu,
             Self::Pids(_) => Controller::Pids,
             Self::Io { .. } => Controller::Io,
         }
@@ -53,7 +55,7 @@ impl Need {
 /// One limit of a plugin as it holds.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Mechanism {
-    /// What is limited: `memory`, `cpu`, `cpu_cores`, `cpu_seconds`, `processes`, `files`,
+    /// What is limited: `memory`, `cpu`, `cpu_guaranteed`, `cpu_cores`, `cpu_seconds`, `processes`, `files`,
     /// `file_size`, `disk`, `disk_bandwidth`, `network_bandwidth`.
     pub resource: &'static str,
     /// To how much, for people.
@@ -139,6 +141,17 @@ fn cpu(plan: &mut Plan, asked: &Resources, means: &Means) {
             None => "not enforced: no cpu controller is at hand".into(),
         };
         plan.note("cpu", format_args!("{percent} % of one core"), way);
+    }
+    if let Some(percent) = asked.cpu_guaranteed {
+        let way = match means.cpu {
+            Some(version) => {
+                plan.needs.push(Need::CpuShare(percent));
+                let file = if version == Version::V1 { "cpu.shares" } else { "cpu.weight" };
+                format!("cgroup {version} {file}: its weight among plugins where cores are scarce")
+            }
+            None => "not enforced: no cpu controller is at hand".into(),
+        };
+        plan.note("cpu_guaranteed", format_args!("{percent} % of one core"), way);
     }
     if let Some(cores) = asked.cpu_cores {
         let way = if cores < means.cores {
@@ -339,6 +352,7 @@ mod tests {
         ) {
             let asked = Resources {
                 cpu_percent: Some(value as u32 % 400 + 1),
+                cpu_guaranteed: Some(value as u32 % 400 + 1),
                 cpu_cores: Some(value as u32 % 8 + 1),
                 cpu_seconds: Some(value),
                 memory_bytes: Some(value),
@@ -351,8 +365,8 @@ mod tests {
             };
             let plan = plan(&asked, &means);
             let told = [
-                "memory", "cpu", "cpu_cores", "cpu_seconds", "processes", "files", "file_size",
-                "disk", "disk_bandwidth", "network_bandwidth",
+                "memory", "cpu", "cpu_guaranteed", "cpu_cores", "cpu_seconds", "processes", "files",
+                "file_size", "disk", "disk_bandwidth", "network_bandwidth",
             ];
             for resource in told {
                 prop_assert!(means_of(&plan, resource).is_some(), "{resource}");

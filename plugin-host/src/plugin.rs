@@ -41,6 +41,7 @@ use crate::{
     source::Program,
     spawner::Spawner,
     status::{HostEvent, MeshDoor, PluginStatus, Transition},
+    stillness::Stillness,
 };
 
 pub(crate) use files::private_directory;
@@ -144,6 +145,10 @@ struct Run {
     probed: bool,
     /// It has the `Lifecycle` contract.
     contract: bool,
+    /// The part of the configuration that it was handed.
+    part: Option<Arc<serde_json::Value>>,
+    /// Whether it did anything since it was asked.
+    stillness: Mutex<Stillness>,
     captures: Captures,
     /// Its way out of the jail's network; ends with the run.
     _egress: Option<AbortOnDropHandle<()>>,

@@ -9,7 +9,7 @@ use std::{
 use bytes::Bytes;
 use protocol::{
     id::InstanceId,
-    manifest::{Labels, Manifest, Resources, RestartWhen},
+    manifest::{Health, Labels, Manifest, Resources, RestartWhen},
     service::ServiceName,
 };
 
@@ -61,6 +61,8 @@ pub struct Overrides {
     pub restart: Option<RestartWhen>,
     /// What it may use.
     pub resources: Resources,
+    /// How its health is probed; only interval, timeout and threshold count.
+    pub health: Health,
     /// Its own part of the node's configuration, handed to it through its `Lifecycle` contract.
     pub part: Option<serde_json::Value>,
     /// It gets a directory that it may write to and that outlives it, named in `BH_PLUGIN_STATE`.
@@ -71,6 +73,10 @@ impl Overrides {
     pub(crate) fn apply(&self, manifest: &mut Manifest) {
         manifest.restart.when = self.restart.or(manifest.restart.when);
         manifest.resources = self.resources.over(&manifest.resources);
+        let (asked, health) = (&self.health, &mut manifest.health);
+        health.interval = asked.interval.or(health.interval);
+        health.timeout = asked.timeout.or(health.timeout);
+        health.threshold = asked.threshold.or(health.threshold);
     }
 }
 
@@ -177,6 +183,8 @@ pub struct PluginStatus {
     pub described: Option<Described>,
     /// Its own figures, as it last told them.
     pub metrics: Vec<Metric>,
+    /// How many of them, then, could not be shown: names that are none, too many, too large.
+    pub figures_refused: u32,
     /// The permissions it asks for, in normal form.
     pub asked: Vec<String>,
     /// What it has of them, and what not.

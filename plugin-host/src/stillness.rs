@@ -4,7 +4,9 @@
 //! A program that was not called and used no processor time since it said that it was well has not
 //! changed: asking would only wake it, and the node, for the same answer. With a thousand idle
 //! plugins that is most of what the node does. It is asked all the same after a while, because
-//! what a program depends on can fail while it sleeps.
+//! what a program depends on can fail while it sleeps. Its figures need no such exception: whoever
+//! did nothing has counted nothing. Neither kind of question breaks the stillness that the other
+//! rests on, or the two would keep each other, and the plugin, awake.
 
 use std::time::Duration;
 

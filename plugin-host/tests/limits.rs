@@ -11,6 +11,7 @@ use blackhole_plugin_host::{
     CgroupPolicy, ChangeError, Host, PluginStatus, State, logs::LogStream,
 };
 use protocol::manifest::Resources;
+use rustix::process::Pid;
 use support::{Door, PATIENCE, World, alive};
 use tokio::time::timeout;
 
@@ -219,4 +220,68 @@ async fn memory_is_lowered_below_what_caches_hold() {
     let after = world.host.limit("reader", wish).await.expect("caches can be dropped");
     assert_eq!((after.pid, after.memory_limit_bytes), (status.pid, Some(64 << 20)));
     assert!(alive(after.pid.expect("it runs")));
+}
+
+/// What the file `name` of one of the plugin's control groups holds, if there is one.
+fn held(status: &PluginStatus, name: &str) -> Option<String> {
+    let files = groups_of(status).into_iter().map(|group| group.join(name));
+    files.into_iter().find_map(|file| std::fs::read_to_string(file).ok())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_guaranteed_share_is_a_weight_of_its_group_or_said_not_to_be_in_force() {
+    let world = World::new().await;
+    let text = manifest("weighty", "cpu_guaranteed: 50");
+    let status = world.load_manifest(&text, &script("")).await.expect("it starts");
+    match means(&status, "cpu_guaranteed").as_str() {
+        told if told.starts_with("cgroup v1 cpu.shares") => {
+            assert_eq!(held(&status, "cpu.shares").expect("there").trim(), "512");
+        }
+        told if told.starts_with("cgroup v2 cpu.weight") => {
+            assert_eq!(held(&status, "cpu.weight").expect("there").trim(), "50");
+        }
+        told => assert!(told.starts_with("not enforced: "), "{told}"),
+    }
+    world.host.shutdown().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_disk_bandwidth_is_a_rule_of_its_group_or_said_not_to_be_in_force() {
+    let world = World::new().await;
+    let text = manifest("scribe", "disk_bandwidth: 3");
+    let status = world.load_manifest(&text, &script("")).await.expect("it starts");
+    let told = means(&status, "disk_bandwidth");
+    if told.starts_with("cgroup v1 blkio.throttle") {
+        for way in ["read", "write"] {
+            let rule = held(&status, &format!("blkio.throttle.{way}_bps_device")).expect("there");
+            assert!(rule.trim().ends_with(" 3145728"), "{rule}");
+        }
+    } else if told.starts_with("cgroup v2 io.max") {
+        let rule = held(&status, "io.max").expect("there");
+        assert!(rule.contains("rbps=3145728 wbps=3145728"), "{rule}");
+    } else {
+        assert!(told.starts_with("not enforced: "), "{told}");
+    }
+    world.host.shutdown().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn it_runs_on_as_many_cores_as_it_may_and_its_run_time_is_told() {
+    let mut world = World::new().await;
+    let text = manifest("single", "cpu_cores: 1, memory: 256, cpu: 50");
+    let status = world.load_manifest(&text, &script("")).await.expect("it starts");
+    let instance = world.ready().await.instance;
+    let seen = world.see(instance).await;
+    let env = &seen["environment"];
+    for name in ["GOMAXPROCS", "OMP_NUM_THREADS", "TOKIO_WORKER_THREADS", "BH_LIMIT_CPU_CORES"] {
+        assert_eq!(env[name], "1", "{name}: {seen:#}");
+    }
+    assert_eq!(env["BH_LIMIT_MEMORY_BYTES"], "268435456", "{seen:#}");
+    assert_eq!(env["BH_LIMIT_CPU_PERCENT"], "50", "{seen:#}");
+    assert!(env["BH_LIMIT_DISK_BYTES"].is_null(), "nobody set it: {seen:#}");
+    let pid = Pid::from_raw(status.pid.expect("it runs").cast_signed());
+    let may = rustix::thread::sched_getaffinity(pid).expect("it lives");
+    let here = rustix::thread::sched_getaffinity(None).expect("this one").count();
+    assert_eq!(may.count(), 1, "of {here}");
+    world.host.shutdown().await;
 }

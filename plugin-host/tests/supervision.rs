@@ -12,7 +12,7 @@ use blackhole_plugin_host::{
     BuiltIn, ChangeError, Command, GroupConfig, Host, HostEvent, LoadError, LoadRequest, Overrides,
     PluginStatus, Source, State, Strategy, UnloadError,
 };
-use protocol::manifest::{Restart, RestartWhen};
+use protocol::manifest::{Health, Restart, RestartWhen};
 use support::{Door, PATIENCE, World, alive, call, empty, probe_program};
 use tokio::time::timeout;
 
@@ -361,38 +361,20 @@ async fn the_nodes_own_services_follow_the_configuration_and_are_never_remembere
 }
 
 #[tokio::test]
-async fn a_plugin_with_the_contract_is_described_configured_counted_and_drained() {
-    let with = |part: serde_json::Value| LoadRequest {
-        overrides: Overrides { part: Some(part), ..Overrides::default() },
-        ..request("probe", &["--lifecycle"])
+async fn health_is_checked_as_the_operator_says_for_this_one() {
+    let health = Health {
+        interval: Some(Duration::from_millis(50)),
+        threshold: Some(1),
+        ..Health::default()
     };
-    let mut world = World::with(|config| config.stats_interval = Duration::from_millis(50)).await;
-    let refused = world.host.load(with(serde_json::json!({"refuse": true}))).await;
-    let text = refused.expect_err("it says no").to_string();
-    assert!(text.contains("configuration: it refuses its part: refuse is true"), "{text}");
-
-    let part = serde_json::json!({"depth": 3});
-    let status = world.host.load(with(part.clone())).await.expect("loads");
+    let overrides = Overrides { restart: Some(RestartWhen::Never), health, ..Overrides::default() };
+    let mut world = World::new().await;
+    let sick = LoadRequest { overrides, ..request("sick", &["--unhealthy-after", "1500"]) };
+    world.host.load(sick).await.expect("loads");
     let _reading = read_on(&mut world);
-    let described = status.described.expect("it has the contract");
-    assert_eq!(described.description, "A test double");
-    assert_eq!(status.version, "3.2.1", "a command line has no other version");
-    let count = |it: &PluginStatus, wanted: f64| {
-        it.metrics.len() == 1 && (it.metrics[0].value - wanted).abs() < 0.1
-    };
-    world.until("probe", |it| count(it, 1.0)).await;
-
-    // The same again is no change; another is handed on while it runs.
-    world.host.configure("probe", part).expect("known");
-    world.host.configure("probe", serde_json::json!({"depth": 4})).expect("known");
-    world.until("probe", |it| count(it, 2.0)).await;
-    assert!(world.host.configure("nobody", serde_json::Value::Null).is_err());
-
-    let logs = world.host.logs("probe").expect("known");
+    let status = world.until("sick", |it| !it.state.is_alive()).await;
+    assert!(status.reason.contains("unhealthy: 1 health checks"), "{}", status.reason);
     world.host.shutdown().await;
-    let said: Vec<String> = logs.tail(0).iter().map(|record| record.message.clone()).collect();
-    assert!(said.iter().any(|line| line == r#"configured with {"depth":4}"#), "{said:#?}");
-    assert!(said.iter().any(|line| line == "draining within 2000 ms"), "{said:#?}");
 }
 
 #[tokio::test]

@@ -30,7 +30,8 @@
 //! | `drop-calls` | start | ends at once on SIGTERM, whatever is in flight |
 //! | `hang-on-drain` | start | is asked to drain, and does not answer |
 //! | `panic-on-configuration` | start | panics over any configuration |
-//! | `offer-everything` | start | takes any configuration, and drains when it is asked to |
+//! | `bad-figures` | start | counts in figures that no metrics page takes |
+//! | `offer-everything` | start | takes any configuration, counts, and drains when it is asked to |
 //! | `lie-about-services` | start | claims `demo.v1.Counter`, and implements nothing of it |
 //! | `lie-about-name` | start | says by `Lifecycle` that it is `counter` |
 //! | `fill-disk[=MIB]` | start, call | fills a file in `/tmp`, 1 GiB or until it is refused |
@@ -82,9 +83,11 @@ fn main() -> ExitCode {
             Trick::HangOnDrain => plugin.drain(|_| future::pending::<Result<(), &str>>()),
             Trick::PanicOnConfiguration => plugin
                 .configure(|_| -> Result<(), &str> { panic!("misfit was told to panic over it") }),
-            Trick::OfferEverything => {
-                plugin.configure(|_| Ok::<_, &str>(())).drain(|_| future::ready(Ok::<_, &str>(())))
-            }
+            Trick::BadFigures => plugin.metrics(|| vec![("No Name".into(), f64::NAN)]),
+            Trick::OfferEverything => plugin
+                .configure(|_| Ok::<_, &str>(()))
+                .metrics(|| vec![("figures".into(), 1.0)])
+                .drain(|_| future::ready(Ok::<_, &str>(()))),
             Trick::IgnoreSigterm => {
                 immortal = true;
                 plugin

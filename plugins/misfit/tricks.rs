@@ -45,6 +45,7 @@ pub enum Trick {
     DropCalls,
     HangOnDrain,
     PanicOnConfiguration,
+    BadFigures,
     OfferEverything,
     Run,
     /// A child that does nothing, for ever.
@@ -89,6 +90,7 @@ impl Trick {
             "drop-calls" => Self::DropCalls,
             "hang-on-drain" => Self::HangOnDrain,
             "panic-on-configuration" => Self::PanicOnConfiguration,
+            "bad-figures" => Self::BadFigures,
             "offer-everything" => Self::OfferEverything,
             "run" => Self::Run,
             "sleep" => Self::Sleep,

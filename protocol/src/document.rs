@@ -4,6 +4,7 @@
 //! Knows nothing of what a document means: the plugin manifest and the node's configuration bring
 //! their own keys. Refuses anchors, aliases, merges and duplicate keys.
 
+mod json;
 mod words;
 
 use std::{fmt, ops::RangeInclusive, time::Duration};

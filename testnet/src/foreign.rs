@@ -87,6 +87,26 @@ impl Foreign {
         }))
     }
 
+    /// The Python server that offers `blackhole.plugin.v1.Lifecycle`, without any SDK.
+    pub fn with_contract(&self) -> Result<From> {
+        let repository = binaries::repository();
+        let directory = repository.join("tests/fixtures/python_lifecycle");
+        let server = directory.join("server.py").display().to_string();
+        let protos = repository.join("protocol/proto").display().to_string();
+        let address = "unix:$BH_PLUGIN_SOCKET";
+        let read = self.get("PYTHON_READ")?.split(':').map(str::to_owned);
+        Ok(From::Exec(Exec {
+            argv: [self.get("PYTHON")?, &server, "--address", address, "--protos", &protos]
+                .map(str::to_owned)
+                .to_vec(),
+            listen: "unix".into(),
+            services: Vec::new(),
+            working_dir: directory.display().to_string(),
+            read_paths: read.chain([protos]).collect(),
+            permissions: Vec::new(),
+        }))
+    }
+
     /// The server in JavaScript, on the Unix socket it is given. It has neither reflection nor
     /// health.
     pub fn node_greeter(&self) -> Result<From> {

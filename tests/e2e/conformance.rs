@@ -51,7 +51,7 @@ async fn our_own_plugins_keep_every_rule() {
         let (report, kept) = check(&[path]).await;
         assert!(kept && report["kept"] == true, "{report:#}");
         // What else there is they offer: these take no configuration, and drain on SIGTERM.
-        assert_eq!(rules(&report, "skip"), ["C16", "C18"], "{report:#}");
+        assert_eq!(rules(&report, "skip"), ["C16", "C20", "C18"], "{report:#}");
     }
 }
 
@@ -82,7 +82,9 @@ async fn those_that_break_the_contract_are_told_the_rule() {
         ("never-ready", "C01"),
         ("panic-on-configuration", "C16"),
         ("drop-calls", "C17"),
+        ("bad-figures", "C20"),
         ("hang-on-drain", "C18"),
+        ("lie-about-name", "C07"),
         ("double-fork", "C19"),
     ] {
         let dir = packages::misfit(world.path(), trick, &[trick], short).must();

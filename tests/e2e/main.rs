@@ -10,6 +10,7 @@ mod calls;
 mod command;
 mod config;
 mod conformance;
+mod contract;
 mod crash;
 mod dialects;
 mod foreign;

@@ -68,8 +68,12 @@ pub fn info(plugin: &Plugin, colour: bool) -> String {
     facts.add("description", &plugin.description);
     facts.add("state", state(plugin));
     facts.add("reason", &plugin.reason);
+    if plugin.warnings.join("; ") != plugin.reason {
+        facts.list("warnings", &plugin.warnings);
+    }
     facts.list("services", &plugin.services);
     facts.add("capabilities", plugin.capabilities.join(", "));
+    facts.add("says it needs", plugin.dependencies.join(", "));
     facts.add("announced", if plugin.announced { "yes" } else { "no" });
     facts.add("source", &plugin.source);
     if !plugin.group.is_empty() {
@@ -120,6 +124,9 @@ pub fn info(plugin: &Plugin, colour: bool) -> String {
     }
     let figures: Vec<String> = plugin.figures.iter().map(figure).collect();
     facts.list("figures", &figures);
+    if plugin.figures_refused > 0 {
+        facts.add("not shown", format!("{} of its figures", plugin.figures_refused));
+    }
     if plugin.instances.len() > 1 {
         facts.list("instances", &plugin.instances.iter().map(instance).collect::<Vec<_>>());
     }
@@ -157,7 +164,7 @@ fn instance(one: &Plugin) -> String {
 
 /// One plugin as JSON.
 pub fn document(plugin: &Plugin) -> Value {
-    json!({
+    let mut whole = json!({
         "name": plugin.name,
         "version": text_or_null(&plugin.version),
         "state": plugin.state,
@@ -189,11 +196,6 @@ pub fn document(plugin: &Plugin) -> Value {
         "group": text_or_null(&plugin.group),
         "strategy": text_or_null(&plugin.strategy),
         "number": plugin.number,
-        "description": text_or_null(&plugin.description),
-        "capabilities": plugin.capabilities,
-        "figures": plugin.figures.iter().map(|it| {
-            json!({"name": it.name, "value": it.value, "labels": it.labels})
-        }).collect::<Vec<_>>(),
         "instances": plugin.instances.iter().map(document).collect::<Vec<_>>(),
         "permissions": {
             "asked": plugin.permissions_asked,
@@ -206,6 +208,24 @@ pub fn document(plugin: &Plugin) -> Value {
             "sent_bytes": plugin.egress_sent_bytes,
             "received_bytes": plugin.egress_received_bytes,
         },
+    });
+    if let (Value::Object(whole), Value::Object(said)) = (&mut whole, said(plugin)) {
+        whole.extend(said);
+    }
+    whole
+}
+
+/// What it says of itself, and what is to be said about that.
+fn said(plugin: &Plugin) -> Value {
+    json!({
+        "description": text_or_null(&plugin.description),
+        "capabilities": plugin.capabilities,
+        "dependencies": plugin.dependencies,
+        "warnings": plugin.warnings,
+        "figures_refused": plugin.figures_refused,
+        "figures": plugin.figures.iter().map(|it| {
+            json!({"name": it.name, "value": it.value, "labels": it.labels})
+        }).collect::<Vec<_>>(),
     })
 }
 

@@ -198,6 +198,8 @@ impl Admin for AdminService {
         let request = request.into_inner();
         let wish = protocol::manifest::Resources {
             cpu_percent: request.cpu_percent,
+            // The manifest's and the configuration's to say.
+            cpu_guaranteed: None,
             cpu_cores: request.cpu_cores,
             cpu_seconds: request.cpu_seconds,
             memory_bytes: request.memory_bytes,

@@ -110,6 +110,7 @@ pub fn plugin(node: &Node, it: PluginStatus) -> api::Plugin {
     let (group, strategy) = it
         .group
         .map_or_else(Default::default, |(name, strategy)| (name, strategy.as_str().to_owned()));
+    let warnings = it.warnings.clone();
     let reason = if it.reason.is_empty() { it.warnings.join("; ") } else { it.reason };
     let described = it.described.unwrap_or_default();
     let figures = it.metrics.into_iter().map(|metric| api::Figure {
@@ -157,6 +158,9 @@ pub fn plugin(node: &Node, it: PluginStatus) -> api::Plugin {
         description: described.description,
         capabilities: described.capabilities,
         figures: figures.collect(),
+        dependencies: described.dependencies,
+        warnings,
+        figures_refused: it.figures_refused,
         instances: it.instances.into_iter().map(|one| plugin(node, one)).collect(),
     }
 }

@@ -6,10 +6,10 @@ use std::{
     time::{Duration, Instant},
 };
 
-use plugin_host::{LogStream, PluginStatus, State};
+use plugin_host::{Figures, LogStream, PluginStatus, State};
 use prost::Message;
 use prost_types::FileDescriptorSet;
-use protocol::proto::plugin::{ConfigureRequest, DrainRequest};
+use protocol::proto::plugin::{ConfigureRequest, DrainRequest, MetricsRequest, MetricsResponse};
 use tokio::{
     sync::oneshot,
     time::{sleep, timeout},
@@ -31,6 +31,7 @@ const ENDS_WITHIN: Duration = Duration::from_millis(300);
 const ENDED_WITHIN: Duration = Duration::from_secs(20);
 
 const CONFIGURE: &str = "/blackhole.plugin.v1.Lifecycle/Configure";
+const METRICS: &str = "/blackhole.plugin.v1.Lifecycle/Metrics";
 const DRAIN: &str = "/blackhole.plugin.v1.Lifecycle/Drain";
 
 /// Status code; source: gRPC status codes.
@@ -69,6 +70,31 @@ pub async fn configured(asked: &Asked) -> Verdict {
         }
     }
     alive(asked, advice).await
+}
+
+/// What it counts has names that a metrics page takes, and there is not too much of it.
+pub async fn counts(asked: &Asked) -> Verdict {
+    let advice = "name figures and labels with a-z, 0-9 and _, each once, with values that are \
+                  numbers; at most 64 with at most 8 labels; or do not offer Metrics";
+    let request = MetricsRequest::default().encode_to_vec();
+    match asked.call(METRICS, &request, PATIENCE).await {
+        Ok(answer) if answer.code == UNIMPLEMENTED => {
+            Verdict::Skip("it has no figures of its own".into())
+        }
+        Ok(answer) if answer.code == OK => match MetricsResponse::decode(answer.message) {
+            Ok(told) => match plugin_host::figures(told.metrics) {
+                Figures { refused: 0, metrics, .. } => {
+                    Verdict::Pass(format!("{} figures", metrics.len()))
+                }
+                Figures { refused, why, .. } => {
+                    Verdict::Fail(format!("{refused} cannot be shown; the first: {why}"), advice)
+                }
+            },
+            Err(error) => Verdict::Fail(error.to_string(), advice),
+        },
+        Ok(answer) => Verdict::Fail(format!("status {}: {}", answer.code, answer.text), advice),
+        Err(failure) => Verdict::Fail(failure.message, advice),
+    }
 }
 
 /// A call that has begun when SIGTERM comes is answered as it would have been.

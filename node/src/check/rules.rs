@@ -42,7 +42,7 @@ const WATCH: &str = "/grpc.health.v1.Health/Watch";
 const DESCRIBE: &str = "/blackhole.plugin.v1.Lifecycle/Describe";
 
 /// Every rule with its sentence.
-const RULES: [(&str, &str); 19] = [
+const RULES: [(&str, &str); 20] = [
     ("C01", "becomes ready in time in the full jail"),
     ("C02", "the jail is whole"),
     ("C03", "says SERVING when asked for its health"),
@@ -57,6 +57,7 @@ const RULES: [(&str, &str); 19] = [
     ("C12", "keeps no open files after calls"),
     ("C15", "may write to its standard output"),
     ("C16", "takes a configuration, or refuses it in words"),
+    ("C20", "counts in figures that can be shown"),
     ("C13", "starts again after it was killed"),
     ("C17", "answers what was begun when SIGTERM comes"),
     ("C18", "drains in the time that it is given"),
@@ -96,6 +97,7 @@ pub async fn all(
     verdicts.push(files(&asked, status.pid).await);
     verdicts.push(last::output(&asked).await);
     verdicts.push(last::configured(&asked).await);
+    verdicts.push(last::counts(&asked).await);
     verdicts.push(again(&asked).await);
     verdicts.push(last::in_flight(&asked, &descriptors).await);
     verdicts.push(last::drains(&asked).await);
@@ -212,7 +214,12 @@ async fn unknown_method(asked: &Asked) -> Verdict {
 }
 
 async fn own_words(asked: &Asked, status: &PluginStatus) -> Verdict {
-    let advice = "give the name and version of its manifest, or do not serve Lifecycle";
+    let advice = "give the version, capabilities, dependencies and state of its manifest, or do not \
+                  serve Lifecycle";
+    let told = status.described.as_ref().map(|told| told.contradictions.as_slice());
+    if let Some(told) = told.filter(|told| !told.is_empty()) {
+        return Verdict::Fail(told.join("; "), advice);
+    }
     let request = DescribeRequest::default().encode_to_vec();
     match asked.call(DESCRIBE, &request, PATIENCE).await {
         Ok(answer) if answer.code == UNIMPLEMENTED => {

@@ -10,6 +10,8 @@ struct Row {
     /// Of each process, before it is started again.
     cpu_seconds: Option<u64>,
     cores: u32,
+    /// Percent of one core that it gets where cores are scarce; source: paper 004, *Core Services*.
+    guaranteed: Option<u32>,
     files: Option<u64>,
     disk_bytes: Option<u64>,
 }
@@ -25,6 +27,7 @@ const TABLE: [Row; 5] = [
         memory_bytes: 512 * MIB,
         cpu_seconds: Some(3_600),
         cores: 1,
+        guaranteed: Some(50),
         files: Some(1_024),
         disk_bytes: None,
     },
@@ -33,6 +36,7 @@ const TABLE: [Row; 5] = [
         memory_bytes: 2 * GIB,
         cpu_seconds: Some(7_200),
         cores: 2,
+        guaranteed: Some(100),
         files: Some(4_096),
         disk_bytes: Some(100 * GIB),
     },
@@ -41,6 +45,7 @@ const TABLE: [Row; 5] = [
         memory_bytes: GIB,
         cpu_seconds: Some(3_600),
         cores: 1,
+        guaranteed: Some(50),
         files: Some(2_048),
         disk_bytes: None,
     },
@@ -49,6 +54,7 @@ const TABLE: [Row; 5] = [
         memory_bytes: GIB,
         cpu_seconds: Some(3_600),
         cores: 1,
+        guaranteed: None,
         files: None,
         disk_bytes: None,
     },
@@ -57,6 +63,7 @@ const TABLE: [Row; 5] = [
         memory_bytes: 256 * MIB,
         cpu_seconds: None,
         cores: 1,
+        guaranteed: None,
         files: Some(1_024),
         disk_bytes: None,
     },
@@ -72,6 +79,7 @@ pub(super) fn resources(name: &str) -> Resources {
         // As `cpu_cores` in the configuration: a share, and as many cores to have it on.
         cpu_cores: Some(row.cores),
         cpu_percent: Some(row.cores * 100),
+        cpu_guaranteed: row.guaranteed,
         files_max: row.files,
         disk_bytes: row.disk_bytes,
         ..Resources::default()
@@ -101,6 +109,23 @@ mod tests {
             let silent = format!("services: {{ {name}: {{ enabled: false }} }}\n");
             assert_eq!(written(&silent), [(name.clone(), *limits)]);
         }
+    }
+
+    #[test]
+    fn the_papers_guaranteed_shares_and_instance_counts_are_read() {
+        let percent = |name| resources(name).cpu_guaranteed;
+        assert_eq!(percent("identity"), Some(50));
+        assert_eq!((percent("storage"), percent("ledger")), (Some(100), Some(50)));
+        // As the paper's examples have them; what is not built in yet is said, not refused.
+        let text = "services:\n  identity: { instances: 10 }\n  storage: { enabled: true, instances: 3 }\n  \
+                    analytics: { enabled: true, instances: 2 }\n";
+        let file = ConfigFile::parse(text).expect("valid");
+        assert_eq!(file.services["identity"].instances, Some(10));
+        assert_eq!(file.warnings.len(), 2, "{:?}", file.warnings);
+        let off = text.replace("enabled: true", "enabled: false");
+        let file = ConfigFile::parse(&off).expect("valid");
+        let counts = ["storage", "analytics"].map(|name| file.services[name].instances);
+        assert_eq!(counts, [Some(3), Some(2)]);
     }
 
     #[test]

@@ -4,7 +4,7 @@ use std::time::Duration;
 use std::{collections::BTreeMap, fmt::Display, ops::RangeInclusive, path::PathBuf, str::FromStr};
 
 use multiaddr::Multiaddr;
-use plugin_host::{CgroupPolicy, GroupConfig, permissions::Policies};
+use plugin_host::{CgroupPolicy, GroupConfig, Parts, permissions::Policies};
 use protocol::{
     document::{self, Fields, Mistake, Mistakes, Value},
     id::NetworkName,
@@ -44,6 +44,7 @@ pub struct ConfigFile {
     pub supervision: Supervision,
     pub routing: router::Policies,
     pub services: BTreeMap<String, Service>,
+    pub parts: Parts,
     pub groups: BTreeMap<String, GroupConfig>,
     pub warnings: Vec<String>,
 }
@@ -217,6 +218,8 @@ impl Reader {
         if let Some(count) = self.whole_number(&mut fields, "max", 1..=100_000) {
             self.file.supervision.plugins_max = count as usize;
         }
+        let parts = fields.section("config", &mut self.found);
+        self.parts(parts);
         self.file.permissions = permissions::policies(&mut fields, &mut self.found);
         fields.finish(&mut self.found);
     }
@@ -377,6 +380,37 @@ mod tests {
         assert!(file.warnings.is_empty(), "{:?}", file.warnings);
         let told = ConfigFile::parse(&text("max_restarts: 50")).expect_err("for ever");
         assert!(told[0].to_string().contains("would be started for ever"), "{told:?}");
+    }
+
+    #[test]
+    fn health_checks_of_one_service_are_its_own() {
+        let text = "process_management: { health_checks: { interval: 7s, timeout: 2s } }\n\
+                    services: { identity: { health_checks: { interval: 1s, unhealthy_threshold: 9 } } }\n";
+        let file = ConfigFile::parse(text).expect("valid");
+        assert_eq!(file.supervision.health_interval, Duration::from_secs(7));
+        let own = &file.services["identity"].health;
+        assert_eq!((own.interval, own.timeout), (Some(Duration::from_secs(1)), None));
+        assert_eq!(own.threshold, Some(9));
+    }
+
+    #[test]
+    fn what_plugins_are_handed_is_a_map_by_name_and_services_have_theirs_elsewhere() {
+        let text = "plugins: { config: { kv: { depth: 3, deep: { on: true } } } }\n";
+        let file = ConfigFile::parse(text).expect("valid");
+        let part = serde_json::Value::Object(file.parts["kv"].clone());
+        assert_eq!(part, serde_json::json!({"depth": 3, "deep": {"on": true}}));
+        let text = "plugins:\n  config:\n    kv: fast\n    identity: {}\n    No Name: {}\n";
+        let told = ConfigFile::parse(text).expect_err("wrong");
+        let told: Vec<String> = told.iter().map(ToString::to_string).collect();
+        let expected = [
+            "line 3: plugins.config.kv: expected a map",
+            "line 4: plugins.config.identity: it is a service of the node: say it in services.identity",
+            "line 5: plugins.config.No Name: `No Name` is not a plugin name",
+        ];
+        assert_eq!(told.len(), expected.len(), "{told:#?}");
+        for (told, expected) in told.iter().zip(expected) {
+            assert!(told.starts_with(expected), "{told}");
+        }
     }
 
     #[test]

@@ -7,6 +7,7 @@ use std::{
 };
 
 use multiaddr::Multiaddr;
+use plugin_host::Parts;
 use protocol::{document::Mistake, manifest::Isolation};
 
 use super::{ConfigFile, Service, Settings, default_data_dir};
@@ -51,6 +52,7 @@ pub fn settings(args: RunArgs) -> Result<Settings, ConfigError> {
         supervision: file.supervision,
         routing: file.routing,
         services: file.services,
+        parts: file.parts,
         groups: file.groups,
         warnings: file.warnings,
     };
@@ -66,6 +68,8 @@ const LOG_LEVEL: &str = "info";
 pub struct Again {
     /// The services that are to run.
     pub services: BTreeMap<String, Service>,
+    /// What plugins are handed.
+    pub parts: Parts,
     /// Of the node's own log; `None` leaves it as it is.
     pub log_level: Option<String>,
 }
@@ -77,6 +81,7 @@ pub fn again(settings: &Settings) -> Result<Again, ConfigError> {
     let level = file.log_level.unwrap_or_else(|| LOG_LEVEL.into());
     Ok(Again {
         services: file.services.into_iter().filter(|(_, service)| service.enabled).collect(),
+        parts: file.parts,
         log_level: (!settings.log_level_by_flag).then_some(level),
     })
 }

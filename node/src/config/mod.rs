@@ -13,10 +13,10 @@ mod supervise;
 use std::{collections::BTreeMap, net::SocketAddr, path::PathBuf, time::Duration};
 
 use multiaddr::Multiaddr;
-use plugin_host::{CgroupPolicy, GroupConfig, permissions::Policies};
+use plugin_host::{CgroupPolicy, GroupConfig, Parts, permissions::Policies};
 use protocol::{
     id::NetworkName,
-    manifest::{Isolation, Resources, Restart, RestartWhen},
+    manifest::{Health, Isolation, Resources, Restart, RestartWhen},
 };
 
 pub use self::{
@@ -78,6 +78,8 @@ pub struct Settings {
     pub routing: router::Policies,
     /// Built-in services.
     pub services: BTreeMap<String, Service>,
+    /// What each plugin is handed as its own configuration.
+    pub parts: Parts,
     /// Plugins that are supervised and limited together.
     pub groups: BTreeMap<String, GroupConfig>,
     /// What is accepted but not in force, or read otherwise than written.
@@ -134,6 +136,8 @@ pub struct Service {
     pub instances: Option<u32>,
     /// What each of them may use.
     pub resources: Resources,
+    /// How it is probed, instead of as `process_management.health_checks` says.
+    pub health: Health,
     /// The whole entry, handed to the service as it is.
     pub part: serde_json::Value,
 }

@@ -4,8 +4,8 @@ use std::path::PathBuf;
 
 use plugin_host::{GroupConfig, Strategy};
 use protocol::{
-    document::{Fields, Mistakes, Node, Value},
-    manifest::{Defaults, Isolation, Resources, Restart, RestartWhen, RestartWish},
+    document::{Fields, Mistakes},
+    manifest::{Defaults, Health, Isolation, Resources, Restart, RestartWhen, RestartWish},
 };
 
 use super::{
@@ -34,18 +34,41 @@ impl Reader {
         supervisor.finish(&mut self.found);
         let restart = self.file.supervision.restart.clone();
         self.must_give_up(restart, &at);
-        let mut checks = fields.section("health_checks", &mut self.found);
-        if let Some(interval) = self.duration(&mut checks, "interval") {
-            self.file.supervision.health_interval = interval;
-        }
-        if let Some(timeout) = self.duration(&mut checks, "timeout") {
-            self.file.supervision.health_timeout = timeout;
-        }
-        if let Some(count) = self.whole_number(&mut checks, "unhealthy_threshold", 1..=100) {
-            self.file.supervision.unhealthy_threshold = count as u32;
-        }
-        checks.finish(&mut self.found);
+        let checks = fields.section("health_checks", &mut self.found);
+        let Health { interval, timeout, threshold, .. } = self.health(checks);
+        let supervision = &mut self.file.supervision;
+        supervision.health_interval = interval.unwrap_or(supervision.health_interval);
+        supervision.health_timeout = timeout.unwrap_or(supervision.health_timeout);
+        supervision.unhealthy_threshold = threshold.unwrap_or(supervision.unhealthy_threshold);
         fields.finish(&mut self.found);
+    }
+
+    /// `plugins.config`: what each plugin is handed as its own.
+    pub(super) fn parts(&mut self, fields: Fields) {
+        for (key, node) in fields.into_entries() {
+            let at = format!("plugins.config.{}", key.text);
+            if let Err(error) = key.text.parse::<protocol::manifest::PluginName>() {
+                self.found.note(key.line, &at, error.to_string());
+            } else if BUILT_IN.contains(&key.text.as_str()) {
+                let reason =
+                    format!("it is a service of the node: say it in services.{}", key.text);
+                self.found.note(key.line, &at, reason);
+            } else if let serde_json::Value::Object(part) = node.to_json() {
+                self.file.parts.insert(key.text, part);
+            } else {
+                self.found.expected(&node, &at, "a map");
+            }
+        }
+    }
+
+    /// `interval`, `timeout` and `unhealthy_threshold`.
+    fn health(&mut self, mut fields: Fields) -> Health {
+        let interval = self.duration(&mut fields, "interval");
+        let timeout = self.duration(&mut fields, "timeout");
+        let count = self.whole_number(&mut fields, "unhealthy_threshold", 1..=100);
+        fields.finish(&mut self.found);
+        let threshold = count.map(|count| count as u32);
+        Health { interval, timeout, threshold, ..Health::default() }
     }
 
     fn policy(&mut self, fields: &mut Fields) -> Option<RestartWhen> {
@@ -80,7 +103,7 @@ impl Reader {
     pub(super) fn services(&mut self, fields: Fields) {
         for (key, node) in fields.into_entries() {
             let at = format!("services.{}", key.text);
-            let part = json(&node);
+            let part = node.to_json();
             let Some(fields) = self.found.map(node, &at) else { continue };
             let known = BUILT_IN.contains(&key.text.as_str());
             let mut service = self.service(fields);
@@ -116,6 +139,8 @@ impl Reader {
         let instances = self.whole_number(&mut fields, "instances", 1..=1_000);
         let resources = fields.section("resources", &mut self.found);
         let resources = self.resources(resources);
+        let checks = fields.section("health_checks", &mut self.found);
+        let health = self.health(checks);
         // Whatever it understands itself; it gets the whole of its part.
         fields.take("settings");
         fields.finish(&mut self.found);
@@ -127,6 +152,7 @@ impl Reader {
             isolation: isolation.unwrap_or_default(),
             instances: instances.map(|count| count as u32),
             resources,
+            health,
             part: serde_json::Value::Null,
         }
     }
@@ -141,8 +167,12 @@ impl Reader {
         let disk_bytes = size("disk", &mut self.found);
         let disk_bandwidth = size("disk_bandwidth", &mut self.found);
         let network_bandwidth = size("network_bandwidth", &mut self.found);
-        let cores = fields.take("cpu_cores");
-        let cores = cores.and_then(|(node, at)| self.found.positive(&node, &at));
+        let mut cores = |key, found: &mut Mistakes| {
+            let (node, at) = fields.take(key)?;
+            found.positive(&node, &at)
+        };
+        let guaranteed = cores("cpu_guaranteed", &mut self.found);
+        let cores = cores("cpu_cores", &mut self.found);
         let files = self.whole_number(&mut fields, "max_files", 1..=1 << 20);
         let processes = self.whole_number(&mut fields, "processes", 1..=1 << 20);
         let seconds = fields.take("cpu_seconds");
@@ -150,6 +180,7 @@ impl Reader {
         fields.finish(&mut self.found);
         Resources {
             cpu_percent: cores.map(|cores| (cores * 100.0).ceil().max(1.0) as u32),
+            cpu_guaranteed: guaranteed.map(|cores| (cores * 100.0).ceil().max(1.0) as u32),
             cpu_cores: cores.map(|cores| cores.ceil().clamp(1.0, 1_024.0) as u32),
             cpu_seconds: seconds.map(|seconds| seconds.ceil() as u64),
             memory_bytes,
@@ -206,22 +237,5 @@ impl Reader {
         let restart = wish.over(&self.file.supervision.restart);
         self.must_give_up(restart.clone(), &at);
         GroupConfig { strategy: strategy.unwrap_or_default(), members, restart, resources }
-    }
-}
-
-/// A part of the configuration as it is handed on.
-fn json(node: &Node) -> serde_json::Value {
-    match &node.value {
-        Value::Null => serde_json::Value::Null,
-        Value::Bool(value) => (*value).into(),
-        Value::Integer(value) => (*value).into(),
-        Value::Float(value) => (*value).into(),
-        Value::Text(value) => value.clone().into(),
-        Value::List(nodes) => nodes.iter().map(json).collect(),
-        Value::Map(entries) => entries
-            .iter()
-            .map(|(key, node)| (key.text.clone(), json(node)))
-            .collect::<serde_json::Map<_, _>>()
-            .into(),
     }
 }

@@ -135,6 +135,7 @@ fn request(program: &[String], name: &str, service: &Service, settings: &Setting
         overrides: Overrides {
             restart: service.restart_policy,
             resources: service.resources,
+            health: service.health.clone(),
             part: Some(service.part.clone()),
             state: keeps_state(name),
         },

@@ -165,6 +165,8 @@ fn write(version: Version, directory: &Path, need: &Need) -> io::Result<()> {
             put("cpu.cfs_period_us", &PERIOD_MICROS.to_string())?;
             put("cpu.cfs_quota_us", &quota(*percent).to_string())
         }
+        (Version::V2, Need::CpuShare(percent)) => put("cpu.weight", &weight(*percent).to_string()),
+        (Version::V1, Need::CpuShare(percent)) => put("cpu.shares", &shares(*percent).to_string()),
         (Version::V2, Need::Io { device: (major, minor), bytes_per_second: most }) => {
             put("io.max", &format!("{major}:{minor} rbps={most} wbps={most}"))
         }
@@ -198,6 +200,17 @@ fn memory_v1(
     Ok(())
 }
 
+/// A whole core is what a group has that nobody gave a weight. Source: kernel documentation,
+/// `cgroup-v2.rst`, `cpu.weight`: 1 to 10,000, by default 100.
+fn weight(percent: u32) -> u32 {
+    percent.clamp(1, 10_000)
+}
+
+/// The same in version 1: from 2 up, by default 1,024. Source: `sched-design-CFS.rst`.
+fn shares(percent: u32) -> u64 {
+    (u64::from(percent) * 1_024 / 100).clamp(2, 1 << 18)
+}
+
 /// Microseconds of each period. The kernel refuses less than a millisecond.
 fn quota(percent: u32) -> u64 {
     (PERIOD_MICROS * u64::from(percent) / 100).max(1_000)
@@ -229,5 +242,12 @@ mod tests {
         assert_eq!(quota(50), PERIOD_MICROS / 2);
         assert_eq!(quota(200), PERIOD_MICROS * 2);
         assert!(quota(0) >= 1_000);
+    }
+
+    #[test]
+    fn a_whole_core_weighs_what_a_group_weighs_that_nobody_weighed() {
+        assert_eq!((weight(100), shares(100)), (100, 1_024));
+        assert_eq!((weight(50), shares(50)), (50, 512));
+        assert_eq!((weight(u32::MAX), shares(0)), (10_000, 2));
     }
 }

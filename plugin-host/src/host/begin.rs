@@ -20,7 +20,7 @@ use crate::{
     level,
     lifecycle::State,
     logs::Logs,
-    order,
+    order, part,
     permissions::{Access, Counts, Granted, meet},
     plan::{self, Paths, SOCKET_PATH_BYTES_MAX},
     plugin::{self, Context, ORDERS, Phase},
@@ -105,7 +105,7 @@ impl Host {
         }
         let logs = Logs::new(&inner.config.node_id, &name, inner.config.log_records_kept);
         let access = inner.access(&name, &resolved.program.manifest.permissions, &logs);
-        let part = watch::Sender::new(resolved.loaded.overrides.part.clone().map(Arc::new));
+        let part = watch::Sender::new(inner.part(&resolved).map(Arc::new));
         let mut instances = Vec::new();
         let mut firsts = Vec::new();
         for number in 1..=count {
@@ -287,6 +287,15 @@ impl Inner {
         }
     }
 
+    /// What is handed to it as its own configuration.
+    fn part(&self, resolved: &Resolved) -> Option<serde_json::Value> {
+        let given = resolved.loaded.overrides.part.clone();
+        given.or_else(|| {
+            let manifest = &resolved.program.manifest;
+            part::whole(manifest.config.as_ref(), self.parts.lock().get(manifest.name.as_str()))
+        })
+    }
+
     /// What `program` would be granted now.
     fn granted(&self, program: &Program) -> Granted {
         let manifest = &program.manifest;
@@ -395,6 +404,7 @@ impl Inner {
             warnings: Vec::new(),
             described: None,
             metrics: Vec::new(),
+            figures_refused: 0,
             asked: Vec::new(),
             granted: Granted::default(),
             counts: Counts::default(),

@@ -12,9 +12,19 @@ use super::{
 use crate::{
     level,
     lifecycle::State,
+    part::{self, Parts},
     plugin::Order,
     status::{ChangeError, LoadError, PluginStatus, UnknownPlugin},
 };
+
+/// Hands a plugin its part, where that is another than before.
+fn hand_on(entry: &Entry, part: serde_json::Value) {
+    entry.part.send_if_modified(|now| {
+        let changed = now.as_deref() != Some(&part);
+        *now = Some(Arc::new(part));
+        changed
+    });
+}
 
 impl Host {
     /// Starts every instance of a plugin again, one after the other, so that of several there is
@@ -91,13 +101,27 @@ impl Host {
         let entry = self.entry(name)?;
         self.with(name, &entry, |entry| {
             entry.loaded.overrides.part = Some(part.clone());
-            entry.part.send_if_modified(|now| {
-                let changed = now.as_deref() != Some(&part);
-                *now = Some(Arc::new(part));
-                changed
-            });
+            hand_on(entry, part);
         });
         Ok(())
+    }
+
+    /// The operator's word to all plugins anew: each that is loaded is handed its own part where
+    /// that has changed, now and at every start. Where nothing is left to say, that is an empty
+    /// map. The node's own services are not among them: see [`Host::configure`].
+    pub fn configure_all(&self, parts: Parts) {
+        let plugins = self.inner.plugins.lock();
+        for (name, entry) in plugins.iter().filter(|(_, it)| it.loaded.overrides.part.is_none()) {
+            let Some(program) = &entry.program else { continue };
+            let said = part::whole(program.manifest.config.as_ref(), parts.get(name));
+            // Whoever was never told anything is not told now that there is nothing.
+            let before = entry.part.borrow().is_some();
+            if let Some(now) = said.or_else(|| before.then(|| serde_json::json!({}))) {
+                hand_on(entry, now);
+            }
+        }
+        // Under the lock of plugins, as whoever enters reads it.
+        *self.inner.parts.lock() = parts;
     }
 
     /// Changes what a plugin may use, on every instance and without a restart; what `wish` does not

@@ -7,8 +7,8 @@ use std::{
 };
 
 use bytes::Bytes;
-use parking_lot::Mutex;
 use protocol::service::ServiceName;
+use serde_json::Value;
 use tokio::time::{sleep, sleep_until};
 
 use super::{
@@ -17,10 +17,10 @@ use super::{
 };
 use crate::{
     channel::Channel,
-    contract::{self, Answer, Described},
+    contract::{self, Answer, Described, Figures},
     descriptors::{self, Description},
     plan,
-    stillness::{Asker, Stillness},
+    stillness::Asker,
 };
 
 /// How long a reflection service may take; descriptors are wanted, not needed.
@@ -38,6 +38,16 @@ pub(super) struct Met {
     pub(super) descriptors: Bytes,
     /// It has the `Lifecycle` contract.
     pub(super) contract: bool,
+    /// The part of the configuration that it was handed, or would have been.
+    pub(super) part: Option<Arc<Value>>,
+}
+
+/// What it serves.
+struct Served {
+    services: Vec<(ServiceName, [u8; 32])>,
+    descriptors: Bytes,
+    /// The `Lifecycle` contract among it.
+    lifecycle: bool,
 }
 
 impl Supervisor {
@@ -51,69 +61,103 @@ impl Supervisor {
     ) -> Result<Met, String> {
         let told = contract::describe(channel, QUESTION_PATIENCE);
         let served = self.describe(channel, probed);
-        let (told, (services, descriptors)) = tokio::join!(told, served);
-        let contract = matches!(told, Answer::Is(_));
-        let told = if let Answer::Is(told) = told { Some(told) } else { None };
-        self.note(told);
-        let part = self.context.part.borrow().clone();
-        if let Some(part) = part.filter(|_| contract) {
-            let left = deadline.saturating_duration_since(Instant::now());
-            let within = left.max(QUESTION_PATIENCE);
-            if let Answer::Failed(reason) = contract::configure(channel, &part, within).await {
-                return Err(format!("configuration: it refuses its part: {reason}"));
+        let (told, Served { services, descriptors, lifecycle }) = tokio::join!(told, served);
+        // Method by method: it may have the others without describing itself.
+        let contract = lifecycle || matches!(told, Answer::Is(_));
+        match told {
+            Answer::Is(told) => self.note(told),
+            Answer::Failed(reason) if lifecycle => {
+                self.remark(format!("it does not describe itself: {reason}"));
             }
+            Answer::NotOffered | Answer::Failed(_) => self.context.status.lock().described = None,
         }
-        Ok(Met { services, descriptors, contract })
+        let part = self.context.part.borrow().clone();
+        let met = Met { services, descriptors, contract, part };
+        let Some(part) = &met.part else { return Ok(met) };
+        let within = deadline.saturating_duration_since(Instant::now()).max(QUESTION_PATIENCE);
+        let taken = if contract {
+            contract::configure(channel, part, within).await
+        } else {
+            Answer::NotOffered
+        };
+        match taken {
+            Answer::Failed(reason) => Err(format!("configuration: it refuses its part: {reason}")),
+            // Each service of the node has a part; not each has something to configure.
+            Answer::NotOffered if !self.is_built_in() => {
+                self.remark("there is a configuration for it, and it takes none".into());
+                Ok(met)
+            }
+            Answer::NotOffered | Answer::Is(()) => Ok(met),
+        }
     }
 
-    fn note(&self, told: Option<Described>) {
+    fn is_built_in(&self) -> bool {
+        let services = &self.context.config.built_in;
+        services.iter().any(|service| service.name == self.context.seat.plugin)
+    }
+
+    /// Keeps what it says of itself, and tells where its manifest says otherwise.
+    fn note(&self, mut told: Described) {
         let manifest = &self.context.program.manifest;
-        let mut status = self.context.status.lock();
-        if let Some(told) = &told
-            && let Ok(version) = semver::Version::parse(&told.version)
-            && version != manifest.version
-        {
-            if manifest.version == semver::Version::new(0, 0, 0) {
-                // A command line has no manifest; then its own word is better than none.
-                status.version.clone_from(&told.version);
-            } else {
-                status.warnings.push(format!(
-                    "its manifest says version {}, and it says {version} itself",
-                    manifest.version
-                ));
+        let nothing = semver::Version::new(0, 0, 0);
+        if manifest.version == nothing {
+            // A command line has no manifest; then its own word is better than none.
+            if semver::Version::parse(&told.version).is_ok() {
+                self.context.status.lock().version.clone_from(&told.version);
+            }
+        } else {
+            told.contradictions = contract::contradictions(&told, manifest);
+            for text in &told.contradictions {
+                self.remark(text.clone());
             }
         }
-        status.described = told;
+        self.context.status.lock().described = Some(told);
+    }
+
+    /// Tells something that is not as it should be, in its log and in its status.
+    fn remark(&self, text: String) {
+        self.warn(&text);
+        self.context.status.lock().warnings.push(text);
     }
 
     /// Hands a run its configuration whenever that changes. Never ends.
     pub(super) async fn watch_part(&self, run: &Run) {
         let mut part = self.context.part.clone();
-        part.mark_unchanged();
+        let mut handed = run.part.clone();
         loop {
+            let now = part.borrow_and_update().clone();
+            if run.contract
+                && now != handed
+                && let Some(now) = &now
+            {
+                self.hand_on(run, now).await;
+            }
+            handed = now;
             // Its sender lives as long as the plugin is loaded.
-            if part.changed().await.is_err() || !run.contract {
+            if part.changed().await.is_err() {
                 return std::future::pending().await;
             }
-            let Some(now) = part.borrow_and_update().clone() else { continue };
-            match contract::configure(&run.channel, &now, CONFIGURE_PATIENCE).await {
-                Answer::Is(()) => {
-                    let text = "it took its changed configuration";
-                    self.context.logs.supervisor("info", run.process.pid(), text);
-                }
-                Answer::NotOffered => {
-                    self.warn("its configuration changed, which it does not take while it runs");
-                }
-                Answer::Failed(reason) => {
-                    self.warn(&format!("it refuses its changed configuration: {reason}"));
-                }
+        }
+    }
+
+    async fn hand_on(&self, run: &Run, part: &Value) {
+        match contract::configure(&run.channel, part, CONFIGURE_PATIENCE).await {
+            Answer::Is(()) => {
+                let text = "it took its changed configuration";
+                self.context.logs.supervisor("info", run.process.pid(), text);
+            }
+            Answer::NotOffered => {
+                self.warn("its configuration changed, which it does not take while it runs");
+            }
+            Answer::Failed(reason) => {
+                self.warn(&format!("it refuses its changed configuration: {reason}"));
             }
         }
     }
 
     /// Asks for its figures as often as it is sampled, where it did something meanwhile: a program
     /// that slept has no other figures. Never ends.
-    pub(super) async fn watch_figures(&self, run: &Run, stillness: &Mutex<Stillness>) {
+    pub(super) async fn watch_figures(&self, run: &Run) {
         let interval = self.context.config.stats_interval;
         let chance = rand::random::<f64>();
         let mut asker = Asker::default();
@@ -122,29 +166,37 @@ impl Supervisor {
         }
         loop {
             sleep_until(self.due(interval, chance).into()).await;
-            let stirred = stillness.lock().look(run.process.init(), run.channel.begun());
+            let stirred = run.stillness.lock().look(run.process.init(), run.channel.begun());
             if asker.holds(stirred) {
                 continue;
             }
             match contract::metrics(&run.channel, QUESTION_PATIENCE).await {
-                Answer::Is(metrics) => self.context.status.lock().metrics = metrics,
-                Answer::NotOffered => break,
+                Answer::Is(figures) => self.count(figures),
+                Answer::NotOffered => return std::future::pending().await,
                 // Whether it is ill is for its health to say.
                 Answer::Failed(_) => continue,
             }
             sleep(SETTLED_AFTER).await;
-            stillness.lock().answered(traces(run));
+            run.stillness.lock().answered(traces(run));
             asker.answered(Some(stirred));
         }
-        std::future::pending::<()>().await;
+    }
+
+    /// Keeps its figures; tells when it has others than before that cannot be shown.
+    fn count(&self, figures: Figures) {
+        let Figures { metrics, refused, why } = figures;
+        let before = {
+            let mut status = self.context.status.lock();
+            status.metrics = metrics;
+            std::mem::replace(&mut status.figures_refused, refused)
+        };
+        if refused > before {
+            self.warn(&format!("{refused} of its figures cannot be shown; the first: {why}"));
+        }
     }
 
     /// Its services with their schema hashes, and their descriptors.
-    async fn describe(
-        &self,
-        channel: &Arc<Channel>,
-        probed: bool,
-    ) -> (Vec<(ServiceName, [u8; 32])>, Bytes) {
+    async fn describe(&self, channel: &Arc<Channel>, probed: bool) -> Served {
         let program = &self.context.program;
         let mut warnings =
             plan::warnings(&self.context.config, program, self.context.access.granted());
@@ -182,9 +234,9 @@ impl Supervisor {
             );
         }
         let descriptors = description.encode(&services);
-        let hashed =
+        let services =
             services.into_iter().map(|name| (name.clone(), description.schema(&name))).collect();
         self.context.status.lock().warnings = warnings;
-        (hashed, descriptors)
+        Served { services, descriptors, lifecycle: description.lifecycle }
     }
 }

@@ -6,6 +6,7 @@ use std::{
 };
 
 use bytes::Bytes;
+use parking_lot::Mutex;
 use protocol::{id::InstanceId, manifest::Isolation, service::ServiceName};
 use serde_json::{Map, Value};
 use tokio::time::timeout_at;
@@ -95,7 +96,7 @@ impl Supervisor {
         };
         let answered = Instant::now();
         let met = self.meet(&channel, probed, deadline).await;
-        let Met { services, descriptors, contract } = match met {
+        let Met { services, descriptors, contract, part } = match met {
             Ok(met) => met,
             Err(reason) => {
                 let reason = self.abandon(process, channel, captures, reason).await;
@@ -109,6 +110,8 @@ impl Supervisor {
             since: Instant::now(),
             probed,
             contract,
+            part,
+            stillness: Mutex::default(),
             captures,
             _egress: egress,
         };

@@ -100,6 +100,7 @@ impl Supervisor {
         status.threads = 0;
         status.open_files = 0;
         status.metrics.clear();
+        status.figures_refused = 0;
     }
 
     pub(super) fn state(&self) -> State {

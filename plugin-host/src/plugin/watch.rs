@@ -5,7 +5,6 @@ use std::{
     time::{Duration, Instant, SystemTime},
 };
 
-use parking_lot::Mutex;
 use tokio::{
     sync::mpsc,
     time::{sleep, sleep_until, timeout},
@@ -23,7 +22,7 @@ use crate::{
     process::End,
     ready::{self, Health},
     stats::Sampler,
-    stillness::{Asker, Stillness, Traces},
+    stillness::{Asker, Traces},
 };
 
 /// How long after an answer a plugin has done what there is to do about it.
@@ -63,15 +62,14 @@ impl Supervisor {
     /// Watches a ready run to its end. Nothing of it is left afterwards.
     pub(super) async fn watch(&mut self, run: Run, orders: &mut mpsc::Receiver<Order>) -> Watched {
         let stop = self.context.stop.clone();
-        let stillness = Mutex::default();
         let over = tokio::select! {
             biased;
             () = stop.cancelled() => Over::Stopped,
             end = run.process.ended() => Over::Ended(end),
             order = told(orders) => Over::Ordered(order),
-            reason = self.watch_health(&run, &stillness) => Over::Unhealthy(reason),
+            reason = self.watch_health(&run) => Over::Unhealthy(reason),
             reason = self.watch_use(&run) => Over::Exceeded(reason),
-            () = self.watch_figures(&run, &stillness) => unreachable!("asking never ends"),
+            () = self.watch_figures(&run) => unreachable!("asking never ends"),
             () = self.watch_part(&run) => unreachable!("changes never end"),
         };
         let reason = match &over {
@@ -150,7 +148,7 @@ impl Supervisor {
     }
 
     /// Ends with a reason once the plugin is unhealthy.
-    async fn watch_health(&self, run: &Run, stillness: &Mutex<Stillness>) -> String {
+    async fn watch_health(&self, run: &Run) -> String {
         if !run.probed {
             return std::future::pending().await;
         }
@@ -160,7 +158,7 @@ impl Supervisor {
         let (mut failed, mut asker) = (0, Asker::default());
         loop {
             sleep_until(self.due(settings.interval, chance).into()).await;
-            let stirred = stillness.lock().look(run.process.init(), run.channel.begun());
+            let stirred = run.stillness.lock().look(run.process.init(), run.channel.begun());
             if asker.holds_for_now(stirred) {
                 self.context.status.lock().last_health_check = Some(SystemTime::now());
                 continue;
@@ -185,7 +183,7 @@ impl Supervisor {
             } else {
                 failed = 0;
                 sleep(SETTLED_AFTER).await;
-                stillness.lock().answered(traces(run));
+                run.stillness.lock().answered(traces(run));
                 asker.answered(Some(stirred));
             }
         }

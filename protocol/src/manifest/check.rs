@@ -138,6 +138,12 @@ fn how_it_runs(
     if let Some((node, at)) = fields.take("env") {
         manifest.env = environment(node, &at, mistakes);
     }
+    if let Some((node, at)) = fields.take("config") {
+        match node.to_json() {
+            serde_json::Value::Object(config) => manifest.config = Some(config),
+            _ => mistakes.expected(&node, &at, "a map"),
+        }
+    }
     if let Some((node, at)) = fields.take("listen") {
         manifest.listen =
             mistakes.parsed(&node, &at, WORD_BYTES_MAX, str::parse::<Listen>).unwrap_or_default();
@@ -231,6 +237,8 @@ fn resources(node: Node, at: &str, mistakes: &mut Mistakes) -> Resources {
     let resources = Resources {
         // 1,024 cores.
         cpu_percent: count(&mut fields, "cpu", 102_400, mistakes).map(|percent| percent as u32),
+        cpu_guaranteed: count(&mut fields, "cpu_guaranteed", 102_400, mistakes)
+            .map(|percent| percent as u32),
         cpu_cores: count(&mut fields, "cpu_cores", 1_024, mistakes).map(|cores| cores as u32),
         cpu_seconds: count(&mut fields, "cpu_seconds", 1 << 32, mistakes),
         memory_bytes: megabytes(&mut fields, "memory", mistakes),

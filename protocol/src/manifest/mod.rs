@@ -48,6 +48,8 @@ pub struct Manifest {
     pub args: Vec<String>,
     /// Environment, beside what the host sets.
     pub env: BTreeMap<String, String>,
+    /// Its own configuration, where the operator says nothing else.
+    pub config: Option<serde_json::Map<String, serde_json::Value>>,
     /// What it serves.
     pub interface: Interface,
     /// Where it runs, as `linux/amd64`; empty means anywhere.
@@ -91,6 +93,7 @@ impl Manifest {
             entrypoint: None,
             args: Vec::new(),
             env: BTreeMap::new(),
+            config: None,
             interface: Interface::default(),
             platforms: Vec::new(),
             category: None,
@@ -225,6 +228,8 @@ pub struct InvalidPluginName(String);
 pub struct Resources {
     /// Percent of one core.
     pub cpu_percent: Option<u32>,
+    /// Percent of one core that it gets, at least, where cores are scarce.
+    pub cpu_guaranteed: Option<u32>,
     /// Cores it may run on.
     pub cpu_cores: Option<u32>,
     /// Seconds of CPU time that each of its processes may use in all.
@@ -250,6 +255,7 @@ impl Resources {
     pub fn over(&self, other: &Self) -> Self {
         Self {
             cpu_percent: self.cpu_percent.or(other.cpu_percent),
+            cpu_guaranteed: self.cpu_guaranteed.or(other.cpu_guaranteed),
             cpu_cores: self.cpu_cores.or(other.cpu_cores),
             cpu_seconds: self.cpu_seconds.or(other.cpu_seconds),
             memory_bytes: self.memory_bytes.or(other.memory_bytes),

@@ -58,7 +58,7 @@ fn every_optional_key_is_read() {
 name: counter
 version: 2.1.0-beta.1
 permissions: [network:example.org:443, read:/srv/models, "call:*"]
-resources: { max_files: 64, file_size: 10, processes: 32 }
+resources: { max_files: 64, file_size: 10, processes: 32, cpu_guaranteed: 50 }
 dependencies:
   - storage >=1.2, <3
   - name: identity
@@ -66,6 +66,7 @@ dependencies:
 entrypoint: [bin/counter, --fast]
 args: [--level, 3]
 env: { MODE: quick, EMPTY: "", N: 5 }
+config: { depth: 3, paths: [a, b], deep: { on: true } }
 interface:
   services: [demo.v1.Counter]
   descriptors: counter.binpb
@@ -83,11 +84,14 @@ labels: { region: eu, tier: 2 }
     .expect("valid");
     assert_eq!(manifest.permissions.len(), 3);
     assert_eq!(manifest.resources.files_max, Some(64));
+    assert_eq!(manifest.resources.cpu_guaranteed, Some(50));
     assert_eq!(manifest.dependencies[0].version.to_string(), ">=1.2, <3");
     assert_eq!(manifest.entrypoint, Some(vec!["bin/counter".into(), "--fast".into()]));
     assert_eq!(manifest.args, ["--level", "3"]);
     assert_eq!(manifest.env["N"], "5");
     assert_eq!(manifest.env["EMPTY"], "");
+    let config = serde_json::Value::Object(manifest.config.expect("given"));
+    assert_eq!(config, serde_json::json!({"depth": 3, "paths": ["a", "b"], "deep": {"on": true}}));
     assert_eq!(manifest.interface.services[0].as_str(), "demo.v1.Counter");
     assert_eq!(manifest.category, Some(Category::Compute));
     assert_eq!(manifest.state, Statefulness::Stateful);
@@ -111,6 +115,7 @@ resources:
 isolation: magic
 health: 5
 labels: [a]
+config: fast
 ",
     );
     let expected = [
@@ -122,6 +127,7 @@ labels: [a]
         "line 8: isolation: expected one of none, thread, wasm, process, container, vm",
         "line 9: health: expected `off`",
         "line 10: labels: expected a map, found a list",
+        "line 11: config: expected a map, found the text `fast`",
     ];
     assert_eq!(found.len(), expected.len(), "{found:#?}");
     for (found, expected) in found.iter().zip(expected) {

@@ -42,7 +42,9 @@
 //! loopback address and prints it. A test starts the plugin with [`Plugin::start`] and calls it
 //! through [`Running::channel`]. From inside a plugin, [`mesh`] reaches every other service.
 //!
-//! Owned here: the listener, health, reflection, the `Lifecycle` contract, logs, draining.
+//! What it counts goes into [`Figures`], and its node shows it; what it may use is in [`limits`].
+//!
+//! Owned here: the listener, health, reflection, the `Lifecycle` contract, figures, logs, draining.
 //! Refused: anything a service says or means. Messages travel from the listener straight to the
 //! author's service; nothing of this crate looks into them.
 
@@ -50,7 +52,9 @@
 
 mod channel;
 mod dialects;
+mod figures;
 mod lifecycle;
+mod limits;
 mod listen;
 mod logs;
 mod mesh;
@@ -58,6 +62,8 @@ mod plugin;
 mod serve;
 
 pub use channel::{LinkChannel, ReplyBody};
+pub use figures::{Counter, Figures, Gauge};
+pub use limits::{Limits, limits};
 pub use listen::ListenError;
 pub use mesh::{MeshError, mesh, mesh_link, mesh_through};
 pub use plugin::{Answer, Plugin, Stream, instance};

@@ -14,7 +14,7 @@ use protocol::proto::plugin::{
 use tonic::{Request, Response, Status, Streaming};
 
 use crate::{
-    Answer, Plugin, Stream,
+    Answer, Figures, Plugin, Stream,
     plugin::{Configure, Drain, Metrics},
 };
 
@@ -31,6 +31,7 @@ pub(crate) fn service(plugin: &Plugin) -> LifecycleServer<impl Lifecycle + use<>
         },
         configure: plugin.configure.clone(),
         metrics: plugin.metrics.clone(),
+        figures: plugin.figures.clone(),
         drain: plugin.drain.clone(),
     })
 }
@@ -39,6 +40,7 @@ struct Described {
     told: DescribeResponse,
     configure: Option<Configure>,
     metrics: Option<Metrics>,
+    figures: Option<Figures>,
     drain: Option<Drain>,
 }
 
@@ -82,14 +84,17 @@ impl Lifecycle for Described {
     }
 
     async fn metrics(&self, _: Request<MetricsRequest>) -> Answer<MetricsResponse> {
-        let Some(metrics) = &self.metrics else {
+        if self.metrics.is_none() && self.figures.is_none() {
             return Err(Status::unimplemented("this plugin has no figures of its own"));
-        };
-        let metrics = metrics().into_iter().map(|(name, value)| Metric {
+        }
+        let mut told = self.figures.as_ref().map(Figures::read).unwrap_or_default();
+        let computed = self.metrics.as_ref().map(|compute| compute()).unwrap_or_default();
+        let labels = HashMap::new;
+        told.extend(computed.into_iter().map(|(name, value)| Metric {
             name,
             value,
-            labels: HashMap::new(),
-        });
-        Ok(Response::new(MetricsResponse { metrics: metrics.collect() }))
+            labels: labels(),
+        }));
+        Ok(Response::new(MetricsResponse { metrics: told }))
     }
 }

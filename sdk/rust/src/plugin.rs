@@ -11,6 +11,7 @@ use futures::FutureExt;
 use tonic::{body::Body, server::NamedService, service::Routes};
 use tower::Service;
 
+use crate::figures::Figures;
 use crate::serve::{self, PluginError, Running};
 
 /// What a method of a service answers.
@@ -45,6 +46,7 @@ pub struct Plugin {
     pub(crate) dependencies: Vec<String>,
     pub(crate) configure: Option<Configure>,
     pub(crate) metrics: Option<Metrics>,
+    pub(crate) figures: Option<Figures>,
     pub(crate) drain: Option<Drain>,
     pub(crate) descriptors: Vec<Vec<u8>>,
     pub(crate) services: Vec<&'static str>,
@@ -64,6 +66,7 @@ impl Plugin {
             dependencies: Vec::new(),
             configure: None,
             metrics: None,
+            figures: None,
             drain: None,
             descriptors: Vec::new(),
             services: Vec::new(),
@@ -102,8 +105,14 @@ impl Plugin {
         self
     }
 
-    /// Its own figures, asked for every few seconds and shown in the node's status and metrics.
-    /// Names are `a-z`, `0-9` and `_`.
+    /// The figures that it counts, shown in the node's status and metrics: asked for every few
+    /// seconds, as long as it does anything.
+    pub fn figures(mut self, figures: &Figures) -> Self {
+        self.figures = Some(figures.clone());
+        self
+    }
+
+    /// Further figures, computed when they are asked for. Names are `a-z`, `0-9` and `_`.
     pub fn metrics<F>(mut self, count: F) -> Self
     where
         F: Fn() -> Vec<(String, f64)> + Send + Sync + 'static,

@@ -2,11 +2,11 @@
 
 use std::{io, time::Duration};
 
-use blackhole_sdk::{Answer, Plugin, PluginError};
+use blackhole_sdk::{Answer, Figures, Plugin, PluginError};
 use greeter::greeter_client::GreeterClient;
 use greeter::greeter_server::{Greeter, GreeterServer};
 use greeter::{HelloReply, HelloRequest};
-use protocol::proto::plugin::{DescribeRequest, lifecycle_client::LifecycleClient};
+use protocol::proto::plugin::{DescribeRequest, MetricsRequest, lifecycle_client::LifecycleClient};
 use tokio::sync::oneshot;
 use tokio_stream::StreamExt;
 use tonic::{Code, Request, Response, Status};
@@ -136,6 +136,24 @@ async fn lifecycle_describes_the_plugin() {
     assert_eq!((described.name.as_str(), described.version.as_str()), ("greeter", "1.2.3"));
     assert_eq!(described.capabilities, ["computation"]);
     assert!(!described.stateful);
+}
+
+#[tokio::test]
+async fn what_it_counts_is_told_and_a_plugin_that_counts_nothing_says_so() {
+    let silent = plugin().start().expect("start");
+    let mut lifecycle = LifecycleClient::new(silent.channel());
+    let refused = lifecycle.metrics(MetricsRequest {}).await.expect_err("none");
+    assert_eq!(refused.code(), Code::Unimplemented);
+
+    let figures = Figures::new();
+    let hits = figures.counter_with("hits", &[("kind", "warm")]);
+    let computed = || vec![("answer".to_owned(), 42.0)];
+    let running = plugin().figures(&figures).metrics(computed).start().expect("start");
+    hits.add(3);
+    let mut lifecycle = LifecycleClient::new(running.channel());
+    let told = lifecycle.metrics(MetricsRequest {}).await.expect("told").into_inner().metrics;
+    let told: Vec<_> = told.iter().map(|it| (it.name.as_str(), it.value)).collect();
+    assert_eq!(told, [("hits", 3.0), ("answer", 42.0)]);
 }
 
 #[tokio::test]

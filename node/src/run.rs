@@ -148,7 +148,8 @@ impl Build {
         let stop = CancellationToken::new();
         let tables = watch::Sender::new(0);
         let catalog = MeshCatalog::new(knowledge.clone(), tables.subscribe(), stop.clone());
-        let grpc = Grpc::new(Arc::new(router.clone()), Arc::new(catalog));
+        let meters = gateway::Meters::new(&mut registry);
+        let grpc = Grpc::new(Arc::new(router.clone()), Arc::new(catalog)).metered(meters);
         let servers = TaskTracker::new();
         let late_node = services::figures::LateNode::default();
         let door = Arc::new(Door {
@@ -302,29 +303,32 @@ impl Running {
         servers.spawn(serve_grpc(sockets.admin, admin, Caller::Operator, stop(), DRAIN_MAX));
         servers.spawn(serve_grpc(sockets.mesh, mesh, Caller::Operator, stop(), DRAIN_MAX));
         for listeners in sockets.services {
-            self.serve_alone(listeners);
+            self.serve_alone(listeners, grpc.meters());
         }
         if let Some(listener) = sockets.grpc {
             servers.spawn(serve_grpc(listener, clients, Caller::Client, stop(), DRAIN_MAX));
         }
         if let Some(listener) = sockets.http {
+            let origins = self.node.settings.cors_origins.clone();
+            let calls = gateway::web_routes(grpc.clone(), Caller::Client, origins);
             let routes = gateway::health_routes(Arc::new(Health(Arc::clone(&self.node))));
-            servers.spawn(serve_http(listener, routes, stop(), DRAIN_MAX));
+            let routes = routes.merge(calls);
+            servers.spawn(serve_http(listener, routes, grpc.meters(), stop(), DRAIN_MAX));
         }
         if let Some(listener) = sockets.metrics {
             let routes = metrics::routes(&self.node.registry, self.node.host.clone());
-            servers.spawn(serve_http(listener, routes, stop(), DRAIN_MAX));
+            servers.spawn(serve_http(listener, routes, grpc.meters(), stop(), DRAIN_MAX));
         }
     }
 
     /// Serves one service on listeners of its own.
-    fn serve_alone(&self, listeners: services::door::Listeners) {
+    fn serve_alone(&self, listeners: services::door::Listeners, meters: gateway::Meters) {
         let services::door::Listeners { name, tcp, unix } = listeners;
         let stop = || self.node.stop.clone();
         let local = self.node.knowledge.local().clone();
         let only = self.node.router.local_only();
         let door = services::door::Door::new(&name, only, local, self.tables.subscribe(), stop());
-        let grpc = Grpc::new(Arc::new(door.clone()), Arc::new(door));
+        let grpc = Grpc::new(Arc::new(door.clone()), Arc::new(door)).metered(meters);
         if let Some(listener) = tcp {
             let serving = serve_grpc(listener, grpc.clone(), Caller::Client, stop(), DRAIN_MAX);
             self.servers.spawn(serving);

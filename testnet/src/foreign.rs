@@ -1,5 +1,6 @@
 //! Programs that nobody here changed: a grpcio server in Python, a Go server that only knows TCP,
-//! and the clients grpcio and grpcurl. `tests/fixtures/prepare.sh` brings them.
+//! and the clients grpcio and grpcurl; grpc-go's interop programs. `tests/fixtures/prepare.sh`
+//! brings them.
 
 use std::{
     collections::BTreeMap,
@@ -41,6 +42,96 @@ fn prepare(programs: &[&str]) -> Result<BTreeMap<String, String>> {
 pub fn attack() -> Result<PathBuf> {
     let said = prepare(&["attack"])?;
     Ok(said.get("ATTACK").context("prepare.sh did not tell ATTACK")?.into())
+}
+
+/// grpc-go's interop programs: the official server and client, and both with further options
+/// (`tests/fixtures/go_interop/main.go`).
+#[derive(Debug, Clone)]
+pub struct Interop {
+    said: BTreeMap<String, String>,
+}
+
+impl Interop {
+    /// The service of both servers.
+    pub const SERVICE: &str = "grpc.testing.TestService";
+
+    /// What the official server is loaded for. It has reflection for nothing, and the second it
+    /// does not have at all: that it says so is one of the cases.
+    const OFFICIAL: [&str; 3] =
+        [Self::SERVICE, "grpc.testing.UnimplementedService", "xds.service.orca.v3.OpenRcaService"];
+
+    /// The programs; built by the first who asks, if they are not there.
+    pub fn ready() -> Result<Self> {
+        static READY: Mutex<Option<Interop>> = Mutex::new(None);
+        let mut ready = READY.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(interop) = &*ready {
+            return Ok(interop.clone());
+        }
+        Ok(ready.insert(Self { said: prepare(&["interop"])? }).clone())
+    }
+
+    fn get(&self, name: &str) -> Result<&str> {
+        let value = self.said.get(name);
+        value.map(String::as_str).with_context(|| format!("prepare.sh did not tell {name}"))
+    }
+
+    /// The official server, as a plugin. It has neither reflection nor health.
+    pub fn server(&self) -> Result<From> {
+        on_tcp_port("-port", &[self.get("INTEROP_SERVER")?], &Self::OFFICIAL)
+    }
+
+    /// The same service on a server that takes gzip and pings its clients every second; it tells
+    /// each connection to go after `age_millis`, 0 for never.
+    pub fn server_aged(&self, age_millis: u32) -> Result<From> {
+        let age = format!("{age_millis}ms");
+        let argv = [self.get("INTEROP")?, "serve", "-max_age", &age];
+        on_tcp_port("-port", &argv, &[Self::SERVICE])
+    }
+
+    /// Runs one case of the official client against `host:port`.
+    pub async fn case(&self, address: &str, case: &str) -> Result<Outcome> {
+        let (host, port) = address.rsplit_once(':').context("an address has a port")?;
+        let mut command = Command::new(self.get("INTEROP_CLIENT")?);
+        command.args(["-server_host", host, "-server_port", port, "-test_case", case]);
+        run(command).await
+    }
+
+    /// Runs a case that the official client lacks: `compressed`, `steady` or `quiet`.
+    pub async fn further(&self, address: &str, case: &str) -> Result<Outcome> {
+        let mut command = Command::new(self.get("INTEROP")?);
+        command.args(["call", "-address", address, "-case", case]);
+        run(command).await
+    }
+}
+
+/// Runs the checks of the client in JavaScript, by Connect's and gRPC-Web's own libraries, against
+/// the Go server behind `host:port`. Its last line is `N passed, M failed`.
+pub async fn web_client(address: &str) -> Result<Outcome> {
+    let said = prepare(&["web"])?;
+    let get =
+        |name: &str| said.get(name).with_context(|| format!("prepare.sh did not tell {name}"));
+    let mut command = Command::new(get("NODE")?);
+    command.arg(get("WEB")?).arg(format!("http://{address}"));
+    run(command).await
+}
+
+/// A server as a plugin on a TCP port of its own network namespace, which the argument after
+/// `flag` tells it.
+fn on_tcp_port(flag: &str, argv: &[&str], services: &[&str]) -> Result<From> {
+    let program = PathBuf::from(argv.first().context("a program")?);
+    let directory = program.parent().context("a file is in a directory")?;
+    // Any port would do where it has a network of its own; a free one does everywhere.
+    let port = TcpListener::bind("127.0.0.1:0")?.local_addr()?.port();
+    let mut argv: Vec<String> = argv.iter().map(|&word| word.to_owned()).collect();
+    argv.extend([flag.to_owned(), port.to_string()]);
+    Ok(From::Exec(Exec {
+        argv,
+        listen: format!("tcp:{port}"),
+        services: services.iter().map(|&service| service.to_owned()).collect(),
+        working_dir: directory.display().to_string(),
+        read_paths: vec![directory.display().to_string()],
+        permissions: Vec::new(),
+    }))
 }
 
 /// Where the foreign programs are.
@@ -127,18 +218,7 @@ impl Foreign {
 
     /// The Go server, on a TCP port of its own network namespace.
     pub fn clock(&self) -> Result<From> {
-        let program = PathBuf::from(self.get("CLOCK")?);
-        let directory = program.parent().context("a file is in a directory")?;
-        // Any port would do where it has a network of its own; a free one does everywhere.
-        let port = TcpListener::bind("127.0.0.1:0")?.local_addr()?.port();
-        Ok(From::Exec(Exec {
-            argv: vec![self.get("CLOCK")?.into(), "-port".into(), port.to_string()],
-            listen: format!("tcp:{port}"),
-            services: Vec::new(),
-            working_dir: directory.display().to_string(),
-            read_paths: vec![directory.display().to_string()],
-            permissions: Vec::new(),
-        }))
+        on_tcp_port("-port", &[self.get("CLOCK")?], &[])
     }
 
     /// Runs the grpcio client's checks of `services` (`echo`, `greeter`, `clock`) against

@@ -6,6 +6,7 @@
 mod bytes;
 mod escape;
 mod floods;
+mod h2;
 mod killed;
 mod misbehave;
 mod victim;

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use protocol::limits::METADATA_BYTES_MAX;
+use protocol::limits::{MESSAGE_BYTES_MAX, METADATA_BYTES_MAX};
 
 /// Connections of one listener. Each costs about 20 KB when idle; one more is closed at once.
 pub(crate) const CONNECTIONS_MAX: usize = 1_024;
@@ -36,6 +36,18 @@ pub(crate) const SEND_BUFFER_BYTES_MAX: usize = 256 * 1024;
 /// those that break the protocol, before its connection is closed.
 pub(crate) const RESETS_PENDING_MAX: usize = 64;
 
+/// Frames of HTTP/2 that carry nothing (settings, pings, window updates, resets, empty data) which
+/// a client may have sent beyond those that it earned: enough to cancel all calls of a connection
+/// four times over.
+pub(crate) const IDLE_FRAMES_MAX: u32 = 4_096;
+
+/// Those that a second earns.
+pub(crate) const IDLE_FRAMES_PER_SECOND: u32 = 256;
+
+/// Those that a frame of an answer earns: two window updates, a ping that measures the way, and
+/// one to spare.
+pub(crate) const IDLE_FRAMES_EARNED: u32 = 4;
+
 /// How long a new connection may take to send its first request's beginning.
 pub(crate) const GREETING: Duration = Duration::from_secs(10);
 
@@ -66,9 +78,23 @@ pub(crate) const QUESTION_BYTES_MAX: usize = 16 * 1024;
 /// A failure's message in a header, before it is percent-encoded.
 pub(crate) const STATUS_MESSAGE_BYTES_MAX: usize = 2 * 1024;
 
+/// A message in JSON, and what it is translated to or from: what most gRPC libraries take. In
+/// memory, for the moment of its translation, it is up to thirty times as large.
+pub(crate) const JSON_BYTES_MAX: usize = 4 * 1024 * 1024;
+
+/// What all callers of the web together make the gateway hold: messages to be translated, answers
+/// whose status goes before them.
+pub(crate) const HELD_BYTES_MAX: usize = 256 * 1024 * 1024;
+
+/// What is held is counted in these.
+pub(crate) const HELD_UNIT_BYTES: usize = 1024;
+
 // A connection must be able to have one call flowing while another one waits.
 const _: () = assert!(STREAM_WINDOW_BYTES < CONNECTION_WINDOW_BYTES);
 const _: () = assert!(FRAME_BYTES_MAX <= STREAM_WINDOW_BYTES);
 // Percent-encoding triples at worst.
 const _: () = assert!(STATUS_MESSAGE_BYTES_MAX * 3 < METADATA_BYTES_MAX);
+const _: () =
+    assert!(JSON_BYTES_MAX <= MESSAGE_BYTES_MAX && MESSAGE_BYTES_MAX * 8 < HELD_BYTES_MAX);
+const _: () = assert!(CONNECTION_CALLS_MAX * 4 <= IDLE_FRAMES_MAX);
 const _: () = assert!(CONNECTION_CALLS_MAX as usize <= CALLS_MAX);

@@ -30,13 +30,13 @@ const _: () = assert!(
 );
 
 #[derive(Clone, PartialEq, Message)]
-struct Status {
+pub(crate) struct Status {
     #[prost(int32, tag = "1")]
     code: i32,
     #[prost(string, tag = "2")]
     message: String,
     #[prost(message, repeated, tag = "3")]
-    details: Vec<prost_types::Any>,
+    pub(crate) details: Vec<prost_types::Any>,
 }
 
 #[derive(Clone, PartialEq, Message)]

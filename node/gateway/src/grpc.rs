@@ -12,7 +12,7 @@ use std::{
 use axum::Router;
 use bytes::Bytes;
 use futures::future::{BoxFuture, poll_fn};
-use http::{HeaderValue, Request, Response, header::CONTENT_TYPE};
+use http::{HeaderValue, Method, Request, Response, Version, header::CONTENT_TYPE};
 use http_body::{Frame, SizeHint};
 use hyper::body::Incoming;
 use protocol::{
@@ -26,7 +26,9 @@ use tower::ServiceExt;
 use crate::{
     bounds::CALLS_MAX,
     catalog::Catalog,
-    health, reflection,
+    health,
+    meters::Meters,
+    reflection,
     rescue::{self, GRPC_STATUS},
     stream::{Download, Upload, Verdict},
     translate,
@@ -41,12 +43,20 @@ pub struct Grpc {
     /// Services answered here, by name.
     own: Arc<HashMap<String, Router>>,
     calls: Arc<Semaphore>,
+    catalog: Arc<dyn Catalog>,
+    meters: Meters,
 }
 
 impl Grpc {
     /// Serves `catalog`'s mesh through `invoke`.
     pub fn new(invoke: Arc<dyn Invoke>, catalog: Arc<dyn Catalog>) -> Self {
-        let own = Self { invoke, own: Arc::default(), calls: Arc::new(Semaphore::new(CALLS_MAX)) };
+        let own = Self {
+            invoke,
+            own: Arc::default(),
+            calls: Arc::new(Semaphore::new(CALLS_MAX)),
+            catalog: Arc::clone(&catalog),
+            meters: Meters::default(),
+        };
         let (reflected, reflection) = reflection::routes(Arc::clone(&catalog));
         let (watched, health) = health::routes(catalog);
         own.with_routes(reflected, &reflection).with_routes(watched, &health)
@@ -56,6 +66,12 @@ impl Grpc {
     /// progress, stays shared.
     pub fn through(mut self, invoke: Arc<dyn Invoke>) -> Self {
         self.invoke = invoke;
+        self
+    }
+
+    /// Counts connections in `meters`.
+    pub fn metered(mut self, meters: Meters) -> Self {
+        self.meters = meters;
         self
     }
 
@@ -91,8 +107,35 @@ impl Grpc {
         }
     }
 
+    /// Answers a call that did not come over HTTP/2, or was not gRPC there; what its metadata
+    /// wishes has not been read.
+    pub(crate) async fn answer_call(self, call: Call) -> Response<Outgoing> {
+        let permit = match self.permit() {
+            Ok(permit) => permit,
+            Err(failure) => return rescue::answer(&failure).map(Outgoing::Own),
+        };
+        if let Some(routes) = self.own_routes(call.head.path.as_str()) {
+            let Ok(response) = routes.oneshot(request(call)).await;
+            return response.map(Outgoing::Own);
+        }
+        match translate::wishes(call.head) {
+            Ok(head) => self.carry(head, call.body, permit).await,
+            Err(refusal) => rescue::refuse(&refusal).map(Outgoing::Own),
+        }
+    }
+
+    /// Where connections are counted.
+    pub fn meters(&self) -> Meters {
+        self.meters.clone()
+    }
+
+    /// What the mesh offers.
+    pub(crate) fn catalog(&self) -> Arc<dyn Catalog> {
+        Arc::clone(&self.catalog)
+    }
+
     /// A place among the calls in progress.
-    pub(crate) fn permit(&self) -> Result<OwnedSemaphorePermit, Failure> {
+    fn permit(&self) -> Result<OwnedSemaphorePermit, Failure> {
         Arc::clone(&self.calls).try_acquire_owned().map_err(|_| {
             let message = format!("{CALLS_MAX} calls are in progress here; try again later");
             Failure::not_started(Reason::Busy, message)
@@ -100,12 +143,12 @@ impl Grpc {
     }
 
     /// Who answers `path` here, if it is not part of the mesh.
-    pub(crate) fn own_routes(&self, path: &str) -> Option<Router> {
+    fn own_routes(&self, path: &str) -> Option<Router> {
         let (service, _) = path.strip_prefix('/')?.split_once('/')?;
         self.own.get(service).cloned()
     }
 
-    pub(crate) async fn carry<B>(
+    async fn carry<B>(
         self,
         head: ports::CallHead,
         incoming: B,
@@ -128,6 +171,18 @@ impl Grpc {
             Err(failure) => rescue::answer(&failure).map(Outgoing::Own),
         }
     }
+}
+
+/// A call for those who speak HTTP.
+fn request(call: Call) -> Request<ports::Body> {
+    let mut request = Request::new(call.body);
+    *request.method_mut() = Method::POST;
+    *request.version_mut() = Version::HTTP_2;
+    if let Ok(uri) = call.head.path.as_str().parse() {
+        *request.uri_mut() = uri;
+    }
+    *request.headers_mut() = call.head.metadata;
+    request
 }
 
 fn respond(reply: Reply, verdict: Verdict, permit: OwnedSemaphorePermit) -> Response<Outgoing> {

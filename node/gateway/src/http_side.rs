@@ -52,6 +52,7 @@ async fn index() -> Json<serde_json::Value> {
         "paths": {
             "/health": "this node and its plugins",
             "/health/<service>": "one plugin, by its name or a gRPC service it offers",
+            "POST /<package.Service>/<Method>": "any method of the mesh, in gRPC-Web or Connect",
         },
     }))
 }

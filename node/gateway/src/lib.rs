@@ -13,12 +13,14 @@
 #![forbid(unsafe_code)]
 
 mod bounds;
+mod calm;
 mod catalog;
 mod details;
 mod framed;
 mod grpc;
 mod health;
 mod http_side;
+mod meters;
 mod reflection;
 mod report;
 mod rescue;
@@ -26,9 +28,14 @@ mod serve;
 mod sizes;
 mod stream;
 mod translate;
+mod web;
+mod wire;
 
 pub use catalog::Catalog;
 pub use grpc::Grpc;
 pub use http_side::{HealthSource, health_routes, metrics_routes};
+pub use meters::Meters;
 pub use report::{HealthReport, NodeHealth, PluginCondition, PluginHealth, ProcessUse};
-pub use serve::{Listening, serve_grpc, serve_grpc_stream, serve_http};
+pub use serve::{serve_grpc, serve_grpc_stream, serve_http};
+pub use web::{NotAnOrigin, Origins, web_routes};
+pub use wire::Listening;

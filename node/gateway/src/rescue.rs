@@ -26,7 +26,8 @@ const PEER: HeaderName = HeaderName::from_static("bh-peer");
 /// How long the answering peer's own part took; only for the operator, who gets it otherwise.
 const LEGS: HeaderName = HeaderName::from_static("bh-legs");
 const DETAILS: HeaderName = HeaderName::from_static("grpc-status-details-bin");
-const PUSHBACK: HeaderName = HeaderName::from_static("grpc-retry-pushback-ms");
+/// `grpc-retry-pushback-ms`.
+pub(crate) const PUSHBACK: HeaderName = HeaderName::from_static("grpc-retry-pushback-ms");
 const GRPC: HeaderValue = HeaderValue::from_static("application/grpc");
 
 /// A request that does not become a call.

@@ -3,17 +3,7 @@
 //! Every connection and every call on it is a task of one tracker; a server's future ends only
 //! when all of them have. Whatever a stranger sends ends its own connection at most.
 
-use std::{
-    convert::Infallible,
-    io,
-    pin::Pin,
-    sync::{
-        Arc,
-        atomic::{AtomicBool, Ordering::Relaxed},
-    },
-    task::{Context, Poll},
-    time::Duration,
-};
+use std::{convert::Infallible, net::SocketAddr, sync::Arc, time::Duration};
 
 use axum::Router;
 use bytes::Bytes;
@@ -24,11 +14,10 @@ use hyper_util::{
     server::conn::auto,
     service::TowerToHyperService,
 };
-use link::{Dialect, LinkSettings, Socket};
+use link::Dialect;
 use protocol::ports::Caller;
 use tokio::{
-    io::{AsyncRead, AsyncWrite, ReadBuf},
-    net::{TcpListener, TcpStream, UnixListener, UnixStream},
+    io::{AsyncRead, AsyncWrite},
     sync::Semaphore,
 };
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
@@ -41,28 +30,9 @@ use crate::{
     },
     framed::{self, Links},
     grpc::{Grpc, GrpcService},
+    meters::{Ended, Meters, Why},
+    wire::{Listening, Stream, Watched, accept, is_of_one_connection},
 };
-
-/// Where connections come from.
-#[derive(Debug)]
-pub enum Listening {
-    /// A TCP port.
-    Tcp(TcpListener),
-    /// A Unix socket.
-    Unix(UnixListener),
-}
-
-impl From<TcpListener> for Listening {
-    fn from(listener: TcpListener) -> Self {
-        Self::Tcp(listener)
-    }
-}
-
-impl From<UnixListener> for Listening {
-    fn from(listener: UnixListener) -> Self {
-        Self::Unix(listener)
-    }
-}
 
 /// Serves gRPC on `listening`, in HTTP/2 and in frames as each connection likes, everyone there
 /// being `caller`, until `stop` is cancelled. Then nothing new is accepted, calls in progress have
@@ -76,7 +46,9 @@ pub async fn serve_grpc(
     drain: Duration,
 ) {
     let links = Links::new(grpc.clone(), caller.clone());
-    serve(listening.into(), GrpcService { grpc, caller }, Some(links), stop, drain).await;
+    let meters = grpc.meters();
+    let server = Server::new(GrpcService { grpc, caller }, meters, &stop);
+    serve(listening.into(), server, Some(links), stop, drain).await;
 }
 
 /// Serves gRPC over HTTP/2 on one connection that was already accepted; otherwise as
@@ -90,24 +62,28 @@ pub async fn serve_grpc_stream<S>(
 ) where
     S: AsyncRead + AsyncWrite + Send + Unpin + 'static,
 {
-    let server = Server::new(GrpcService { grpc, caller }, &stop);
-    server.spawn(stream, ());
+    let meters = grpc.meters();
+    let server = Server::new(GrpcService { grpc, caller }, meters, &stop);
+    server.spawn(stream, None, ());
     server.finish(stop, drain).await;
 }
 
-/// Serves `routes` over HTTP/1.1 and HTTP/2 on `listening`; otherwise as [`serve_grpc`].
+/// Serves `routes` over HTTP/1.1 and HTTP/2 on `listening`, counting connections in `meters`;
+/// otherwise as [`serve_grpc`].
 pub async fn serve_http(
     listening: impl Into<Listening>,
     routes: Router,
+    meters: Meters,
     stop: CancellationToken,
     drain: Duration,
 ) {
-    serve(listening.into(), TowerToHyperService::new(routes), None, stop, drain).await;
+    let server = Server::new(TowerToHyperService::new(routes), meters, &stop);
+    serve(listening.into(), server, None, stop, drain).await;
 }
 
 async fn serve<S, B>(
     listening: Listening,
-    service: S,
+    server: Server<S>,
     links: Option<Links>,
     stop: CancellationToken,
     drain: Duration,
@@ -116,7 +92,6 @@ async fn serve<S, B>(
     S::Future: Send + 'static,
     B: http_body::Body<Data = Bytes, Error = axum::Error> + Send + 'static,
 {
-    let server = Server::new(service, &stop);
     let slots = Arc::new(Semaphore::new(CONNECTIONS_MAX));
     loop {
         let accepted = tokio::select! {
@@ -129,6 +104,7 @@ async fn serve<S, B>(
                 if let Ok(slot) = Arc::clone(&slots).try_acquire_owned() {
                     server.accept(stream, links.clone(), slot);
                 } else {
+                    server.meters.count(Why::Full);
                     tracing::warn!(CONNECTIONS_MAX, "connection refused: too many are open");
                 }
             }
@@ -165,6 +141,7 @@ impl<B, S> Serves<B> for S where
 /// The connections of one listener.
 struct Server<S> {
     service: S,
+    meters: Meters,
     tasks: TaskTracker,
     /// Finish what you have.
     drain: CancellationToken,
@@ -175,10 +152,11 @@ struct Server<S> {
 }
 
 impl<S> Server<S> {
-    fn new(service: S, stop: &CancellationToken) -> Self {
+    fn new(service: S, meters: Meters, stop: &CancellationToken) -> Self {
         let cutting = CancellationToken::new();
         Self {
             service,
+            meters,
             tasks: TaskTracker::new(),
             drain: stop.child_token(),
             cut: cutting.clone().drop_guard(),
@@ -194,8 +172,9 @@ impl<S> Server<S> {
         B: http_body::Body<Data = Bytes, Error = axum::Error> + Send + 'static,
         G: Send + 'static,
     {
-        let Some(links) = links else { return self.spawn(stream, slot) };
-        let service = self.service.clone();
+        let from = stream.from();
+        let Some(links) = links else { return self.spawn(stream, from, slot) };
+        let (service, meters) = (self.service.clone(), self.meters.clone());
         let (drain, cut) = (self.drain.clone(), self.cutting.clone());
         let tasks = Owned(self.tasks.clone());
         self.tasks.spawn(async move {
@@ -206,15 +185,18 @@ impl<S> Server<S> {
             };
             match sniffed {
                 Ok(Ok(Dialect::Link)) => framed::drive(stream, links, drain, cut).await,
-                Ok(Ok(Dialect::Other)) => drive(stream, service, tasks, drain, cut).await,
-                Ok(Err(_)) | Err(_) => tracing::debug!("connection closed: it said nothing"),
+                Ok(Ok(Dialect::Other)) => {
+                    let ended = drive(stream, service, tasks, drain, cut).await;
+                    meters.tell(from, ended);
+                }
+                Ok(Err(_)) | Err(_) => meters.tell(from, Some(Ended::Silent)),
             }
             drop(slot);
         });
     }
 
     /// Serves `stream` in HTTP, holding `slot` while it lasts.
-    fn spawn<B, I, G>(&self, stream: I, slot: G)
+    fn spawn<B, I, G>(&self, stream: I, from: Option<SocketAddr>, slot: G)
     where
         S: Serves<B>,
         S::Future: Send + 'static,
@@ -222,11 +204,12 @@ impl<S> Server<S> {
         I: AsyncRead + AsyncWrite + Send + Unpin + 'static,
         G: Send + 'static,
     {
-        let service = self.service.clone();
+        let (service, meters) = (self.service.clone(), self.meters.clone());
         let (drain, cut) = (self.drain.clone(), self.cutting.clone());
         let tasks = Owned(self.tasks.clone());
         self.tasks.spawn(async move {
-            drive(stream, service, tasks, drain, cut).await;
+            let ended = drive(stream, service, tasks, drain, cut).await;
+            meters.tell(from, ended);
             drop(slot);
         });
     }
@@ -250,20 +233,21 @@ impl<S> Server<S> {
     }
 }
 
-/// Runs one HTTP connection to its end.
+/// Runs one HTTP connection to its end, and tells what was wrong with it.
 async fn drive<S, B, I>(
     stream: I,
     service: S,
     tasks: Owned,
     drain: CancellationToken,
     cut: CancellationToken,
-) where
+) -> Option<Ended>
+where
     S: Serves<B>,
     S::Future: Send + 'static,
     B: http_body::Body<Data = Bytes, Error = axum::Error> + Send + 'static,
     I: AsyncRead + AsyncWrite + Send + Unpin + 'static,
 {
-    let (stream, greeted) = Greeting::new(stream);
+    let (stream, seen) = Watched::new(stream);
     let builder = builder(tasks);
     let connection = builder.serve_connection(TokioIo::new(stream), service);
     tokio::pin!(connection);
@@ -273,22 +257,16 @@ async fn drive<S, B, I>(
     loop {
         tokio::select! {
             biased;
-            () = cut.cancelled() => return,
-            ended = &mut connection => {
-                if let Err(error) = ended {
-                    tracing::debug!(error, "connection ended");
-                }
-                return;
-            }
+            () = cut.cancelled() => return None,
+            ended = &mut connection => return Ended::of(&seen, ended.err()),
             () = drain.cancelled(), if !draining => {
                 draining = true;
                 connection.as_mut().graceful_shutdown();
             }
             () = &mut greeting, if expected => {
                 expected = false;
-                if !greeted.load(Relaxed) {
-                    tracing::debug!("connection closed: it said nothing");
-                    return;
+                if !seen.has_greeted() {
+                    return Some(Ended::Silent);
                 }
             }
         }
@@ -329,162 +307,5 @@ where
 {
     fn execute(&self, task: F) {
         self.0.spawn(task);
-    }
-}
-
-/// A byte stream of either kind.
-pub(crate) enum Stream {
-    Tcp(TcpStream),
-    Unix(UnixStream),
-}
-
-impl Stream {
-    /// How a link on it behaves.
-    pub(crate) fn settings(&self) -> LinkSettings {
-        match self {
-            Self::Tcp(_) => LinkSettings::default(),
-            Self::Unix(_) => LinkSettings::within_machine(),
-        }
-    }
-}
-
-impl Socket for Stream {
-    async fn first_byte(&self) -> io::Result<Option<u8>> {
-        match self {
-            Self::Tcp(stream) => stream.first_byte().await,
-            Self::Unix(stream) => stream.first_byte().await,
-        }
-    }
-}
-
-async fn accept(listening: &Listening) -> io::Result<Stream> {
-    match listening {
-        Listening::Tcp(listener) => {
-            let (stream, _) = listener.accept().await?;
-            // Small calls must not wait for an acknowledgement.
-            stream.set_nodelay(true)?;
-            Ok(Stream::Tcp(stream))
-        }
-        Listening::Unix(listener) => Ok(Stream::Unix(listener.accept().await?.0)),
-    }
-}
-
-/// The connection was gone before it was accepted: nothing is wrong with the listener.
-fn is_of_one_connection(error: &io::Error) -> bool {
-    use io::ErrorKind::{ConnectionAborted, ConnectionReset, InvalidInput, NotConnected};
-    matches!(error.kind(), ConnectionAborted | ConnectionReset | NotConnected | InvalidInput)
-}
-
-macro_rules! either {
-    ($stream:expr, $inner:ident => $do:expr) => {
-        match $stream.get_mut() {
-            Stream::Tcp($inner) => $do,
-            Stream::Unix($inner) => $do,
-        }
-    };
-}
-
-impl AsyncRead for Stream {
-    fn poll_read(
-        self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        buf: &mut ReadBuf<'_>,
-    ) -> Poll<io::Result<()>> {
-        either!(self, stream => Pin::new(stream).poll_read(cx, buf))
-    }
-}
-
-impl AsyncWrite for Stream {
-    fn poll_write(
-        self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        buf: &[u8],
-    ) -> Poll<io::Result<usize>> {
-        either!(self, stream => Pin::new(stream).poll_write(cx, buf))
-    }
-
-    fn poll_write_vectored(
-        self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        bufs: &[io::IoSlice<'_>],
-    ) -> Poll<io::Result<usize>> {
-        either!(self, stream => Pin::new(stream).poll_write_vectored(cx, bufs))
-    }
-
-    fn is_write_vectored(&self) -> bool {
-        true
-    }
-
-    fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        either!(self, stream => Pin::new(stream).poll_flush(cx))
-    }
-
-    fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        either!(self, stream => Pin::new(stream).poll_shutdown(cx))
-    }
-}
-
-/// Notes whether a connection has said anything of length: the 24 bytes of HTTP/2's preface, or
-/// about a request line.
-struct Greeting<I> {
-    stream: I,
-    bytes: usize,
-    greeted: Arc<AtomicBool>,
-}
-
-const GREETING_BYTES: usize = 16;
-
-impl<I> Greeting<I> {
-    fn new(stream: I) -> (Self, Arc<AtomicBool>) {
-        let greeted = Arc::new(AtomicBool::new(false));
-        (Self { stream, bytes: 0, greeted: Arc::clone(&greeted) }, greeted)
-    }
-}
-
-impl<I: AsyncRead + Unpin> AsyncRead for Greeting<I> {
-    fn poll_read(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        buf: &mut ReadBuf<'_>,
-    ) -> Poll<io::Result<()>> {
-        let before = buf.filled().len();
-        let polled = Pin::new(&mut self.stream).poll_read(cx, buf);
-        if self.bytes < GREETING_BYTES {
-            self.bytes += buf.filled().len() - before;
-            if self.bytes >= GREETING_BYTES {
-                self.greeted.store(true, Relaxed);
-            }
-        }
-        polled
-    }
-}
-
-impl<I: AsyncWrite + Unpin> AsyncWrite for Greeting<I> {
-    fn poll_write(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        buf: &[u8],
-    ) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.stream).poll_write(cx, buf)
-    }
-
-    fn poll_write_vectored(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        bufs: &[io::IoSlice<'_>],
-    ) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.stream).poll_write_vectored(cx, bufs)
-    }
-
-    fn is_write_vectored(&self) -> bool {
-        self.stream.is_write_vectored()
-    }
-
-    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_flush(cx)
-    }
-
-    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_shutdown(cx)
     }
 }

@@ -62,6 +62,11 @@ fn is_grpc(content_type: &[u8]) -> bool {
 
 /// The call that an admitted request makes.
 pub(crate) fn head(parts: Parts, caller: Caller, now: Instant) -> Result<CallHead, Refusal> {
+    wishes(plain_head(parts, caller, now)?)
+}
+
+/// The same, with what its metadata wishes still in there.
+pub(crate) fn plain_head(parts: Parts, caller: Caller, now: Instant) -> Result<CallHead, Refusal> {
     let path = parts.uri.path().parse().map_err(|_| {
         let shown: String = parts.uri.path().chars().take(120).collect();
         Refusal::Unimplemented(format!(
@@ -73,8 +78,7 @@ pub(crate) fn head(parts: Parts, caller: Caller, now: Instant) -> Result<CallHea
         Some(value) => now.checked_add(timeout(&value)?),
         None => None,
     };
-    let head = CallHead { path, metadata, deadline, locality: Locality::default(), caller };
-    wishes(head)
+    Ok(CallHead { path, metadata, deadline, locality: Locality::default(), caller })
 }
 
 /// The call with what its metadata wishes, by whichever way it came.

@@ -31,6 +31,8 @@ pub struct ConfigFile {
     pub grpc_port: Option<u16>,
     /// 0 means off.
     pub metrics_port: Option<u16>,
+    /// Whose pages may call.
+    pub cors_origins: gateway::Origins,
     pub log_level: Option<String>,
     pub namespaces: Option<bool>,
     /// Whether plugins must be confined by Landlock.
@@ -160,6 +162,7 @@ impl Reader {
             let why = format!("WebSocket is not built yet; nothing listens on {port}");
             self.warn(lines["wsPort"], "api.wsPort", &why);
         }
+        self.cors_origins(&mut fields);
         let mut limit = fields.section("rateLimit", &mut self.found);
         if self.flag(&mut limit, "enabled") == Some(true) {
             self.file.warnings.push("api.rateLimit: not in force yet".into());
@@ -167,6 +170,20 @@ impl Reader {
         self.whole_number(&mut limit, "requestsPerMinute", 1..=1_000_000_000);
         limit.finish(&mut self.found);
         fields.finish(&mut self.found);
+    }
+
+    fn cors_origins(&mut self, fields: &mut Fields) {
+        let Some((list, at)) = fields.take("corsOrigins") else { return };
+        for (index, node) in self.found.list(list, &at, ENTRIES_MAX).iter().enumerate() {
+            let at = format!("{at}[{index}]");
+            let Some(text) = self.found.text(node, &at, TEXT_BYTES_MAX) else { continue };
+            if self.file.cors_origins.allow(&text).is_err() {
+                let reason = format!(
+                    "`{text}` is not an origin (expected something like https://app.example, or *)"
+                );
+                self.found.note(node.line, &at, reason);
+            }
+        }
     }
 
     fn monitoring(&mut self, mut fields: Fields, lines: &mut BTreeMap<&'static str, u64>) {

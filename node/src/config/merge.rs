@@ -39,6 +39,7 @@ pub fn settings(args: RunArgs) -> Result<Settings, ConfigError> {
         grpc: address(args.grpc, file.grpc_port, 9090),
         http: address(args.http, file.http_port, 8080),
         metrics: address(args.metrics, file.metrics_port, 9091),
+        cors_origins: file.cors_origins,
         labels,
         log_level_by_flag: args.mesh.log_level.is_some(),
         log_level: args.mesh.log_level.or(file.log_level).unwrap_or_else(|| LOG_LEVEL.into()),

@@ -52,6 +52,8 @@ pub struct Settings {
     pub http: Option<SocketAddr>,
     /// The metrics endpoint; `None` means off.
     pub metrics: Option<SocketAddr>,
+    /// Whose web pages may call at the HTTP gateway.
+    pub cors_origins: gateway::Origins,
     /// Labels of this node.
     pub labels: BTreeMap<String, String>,
     /// A tracing filter.

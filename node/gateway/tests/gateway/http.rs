@@ -3,7 +3,7 @@
 use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
 use blackhole_gateway::{
-    HealthReport, NodeHealth, PluginCondition, PluginHealth, ProcessUse, health_routes,
+    HealthReport, Meters, NodeHealth, PluginCondition, PluginHealth, ProcessUse, health_routes,
     metrics_routes, serve_http,
 };
 use bytes::Bytes;
@@ -61,7 +61,8 @@ impl Server {
         let listener = TcpListener::bind("127.0.0.1:0").await.expect("a free port");
         let address = listener.local_addr().expect("an address").to_string();
         let stop = CancellationToken::new();
-        let served = tokio::spawn(serve_http(listener, routes, stop.clone(), DRAIN));
+        let served =
+            tokio::spawn(serve_http(listener, routes, Meters::default(), stop.clone(), DRAIN));
         Self { address, stop, served }
     }
 

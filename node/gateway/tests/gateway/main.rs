@@ -6,3 +6,4 @@ mod hostile;
 mod http;
 mod mesh;
 mod support;
+mod web;

@@ -113,18 +113,18 @@ impl Asker {
 mod tests {
     use super::*;
 
-    fn traces(calls: u64, nanos: u64) -> Option<Traces> {
-        Some(Traces { calls, processor: vec![(7, Duration::from_nanos(nanos))] })
+    fn traces(calls: u64, nanos: u64) -> Traces {
+        Traces { calls, processor: vec![(7, Duration::from_nanos(nanos))] }
     }
 
     /// Asks if it has to, as supervisors do, and tells whether it did.
     fn round(stillness: &mut Stillness, asker: &mut Asker, now: &mut (u64, u64)) -> bool {
-        let stirred = stillness.note(traces(now.0, now.1));
+        let stirred = stillness.note(Some(traces(now.0, now.1)));
         if asker.holds_for_now(stirred) {
             return false;
         }
         *now = (now.0 + 1, now.1 + 1_000);
-        stillness.answered(traces(now.0, now.1));
+        stillness.answered(Some(traces(now.0, now.1)));
         asker.answered(Some(stirred));
         true
     }
@@ -158,10 +158,10 @@ mod tests {
     #[test]
     fn whoever_was_called_or_ran_or_cannot_be_seen_is_asked() {
         let mut stillness = Stillness::default();
-        let first = stillness.note(traces(1, 100));
-        assert_eq!(stillness.note(traces(1, 100)), first);
-        let called = stillness.note(traces(2, 100));
-        let ran = stillness.note(traces(2, 101));
+        let first = stillness.note(Some(traces(1, 100)));
+        assert_eq!(stillness.note(Some(traces(1, 100))), first);
+        let called = stillness.note(Some(traces(2, 100)));
+        let ran = stillness.note(Some(traces(2, 101)));
         let unseen = stillness.note(None);
         let unseen_again = stillness.note(None);
         assert!(first < called && called < ran && ran < unseen && unseen < unseen_again);
@@ -170,10 +170,10 @@ mod tests {
     #[test]
     fn calls_during_a_question_are_found_by_the_next_look() {
         let mut stillness = Stillness::default();
-        let first = stillness.note(traces(1, 100));
+        let first = stillness.note(Some(traces(1, 100)));
         // The question, and one call more.
-        stillness.answered(traces(3, 900));
-        assert!(stillness.note(traces(3, 900)) > first);
+        stillness.answered(Some(traces(3, 900)));
+        assert!(stillness.note(Some(traces(3, 900))) > first);
     }
 
     #[test]

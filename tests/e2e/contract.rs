@@ -85,7 +85,10 @@ async fn a_foreign_plugin_is_described_configured_counted_and_drained() {
     fs::write(&file, config("5")).expect("written");
     node.process().signal(Signal::HUP).must();
     until("it refuses", KNOWN_WITHIN, || async {
-        let logs = cli.run(["plugin", "logs", "greeter"]).await.and_then(|it| it.success());
+        let logs = cli
+            .run(["plugin", "logs", "greeter"])
+            .await
+            .and_then(testnet::client::Outcome::success);
         let logs = logs.map_err(|error| error.to_string())?;
         let told = "it refuses its changed configuration: greeting: a text is needed";
         if logs.contains(told) { Ok(()) } else { Err(logs) }

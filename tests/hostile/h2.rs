@@ -95,7 +95,7 @@ async fn flood(
         if write.write_all(&hello).await.is_err() {
             return;
         }
-        while let Some(chunk) = chunks.next() {
+        for chunk in chunks.by_ref() {
             if write.write_all(&chunk).await.is_err() {
                 return;
             }
@@ -149,7 +149,7 @@ async fn is_refused(
 }
 
 /// `count` copies of `frame`, some hundred at a time.
-fn copies(frame: Vec<u8>, count: usize) -> impl Iterator<Item = Vec<u8>> + Send + 'static {
+fn copies(frame: &[u8], count: usize) -> impl Iterator<Item = Vec<u8>> + Send + use<> {
     std::iter::repeat_n(frame.repeat(100), count / 100)
 }
 
@@ -171,7 +171,7 @@ async fn headers_that_are_continued_without_end_are_refused() {
         &victim,
         "endless CONTINUATION",
         &opened,
-        copies(frame(CONTINUATION, 0, 1, &[]), FRAMES),
+        copies(&frame(CONTINUATION, 0, 1, &[]), FRAMES),
     )
     .await;
     assert!(ended.reason.is_none_or(|reason| reason == ENHANCE_YOUR_CALM), "{ended:?}");
@@ -180,7 +180,7 @@ async fn headers_that_are_continued_without_end_are_refused() {
     let mut header = vec![0, 1, b'a', 100];
     header.extend([b'x'; 100]);
     let opened = frame(HEADERS, 0, 1, &call_of("/demo.v1.Counter/Get"));
-    let full = copies(frame(CONTINUATION, 0, 1, &header.repeat(100)), FRAMES / 100);
+    let full = copies(&frame(CONTINUATION, 0, 1, &header.repeat(100)), FRAMES / 100);
     is_refused(&victim, "endless headers", &opened, full).await;
 }
 
@@ -194,7 +194,7 @@ async fn settings_pings_and_priorities_without_end_are_refused() {
         ("PRIORITY", frame(PRIORITY, 0, 3, &[0, 0, 0, 0, 7])),
         ("unknown frames", frame(0xee, 0, 0, b"?")),
     ] {
-        let ended = is_refused(&victim, what, &[], copies(frame.clone(), FRAMES)).await;
+        let ended = is_refused(&victim, what, &[], copies(&frame, FRAMES)).await;
         // What was taken before is a small part of what there was to send.
         assert!(ended.sent < frame.len() * FRAMES, "{what}: {ended:?}");
     }
@@ -203,23 +203,23 @@ async fn settings_pings_and_priorities_without_end_are_refused() {
 #[tokio::test]
 async fn empty_data_without_end_is_refused() {
     let victim = Victim::start().await;
-    is_refused(&victim, "empty DATA", &open(1), copies(frame(DATA, 0, 1, &[]), FRAMES)).await;
+    is_refused(&victim, "empty DATA", &open(1), copies(&frame(DATA, 0, 1, &[]), FRAMES)).await;
     // Padding alone is as empty.
     let padded = frame(DATA, 8, 1, &[1, 0]);
-    is_refused(&victim, "padded DATA", &open(1), copies(padded, FRAMES)).await;
+    is_refused(&victim, "padded DATA", &open(1), copies(&padded, FRAMES)).await;
 }
 
 #[tokio::test]
 async fn games_with_windows_are_refused() {
     let victim = Victim::start().await;
     let update = |stream: u32, by: u32| frame(WINDOW_UPDATE, 0, stream, &by.to_be_bytes());
-    is_refused(&victim, "windows a byte at a time", &[], copies(update(0, 1), FRAMES)).await;
+    is_refused(&victim, "windows a byte at a time", &[], copies(&update(0, 1), FRAMES)).await;
 
     let malformed = refused(&victim, "malformed").await;
     let address = victim.node.ready().grpc.clone();
-    let over = flood(&address, &[], copies(update(0, 0x7fff_ffff), 200)).await;
+    let over = flood(&address, &[], copies(&update(0, 0x7fff_ffff), 200)).await;
     assert_eq!(over.reason, Some(FLOW_CONTROL_ERROR), "{over:?}");
-    let nothing = flood(&address, &[], copies(update(0, 0), 100)).await;
+    let nothing = flood(&address, &[], copies(&update(0, 0), 100)).await;
     assert_eq!(nothing.reason, Some(PROTOCOL_ERROR), "{nothing:?}");
     until("both are counted", Duration::from_secs(5), || async {
         let now = refused(&victim, "malformed").await;

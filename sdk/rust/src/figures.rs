@@ -118,8 +118,8 @@ impl Figures {
         read: impl Fn(&Value) -> Option<T>,
     ) -> Option<T> {
         let figures = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        let known = figures.iter().filter(|figure| figure.is(name, labels));
-        known.filter_map(|figure| read(&figure.value)).next()
+        let mut known = figures.iter().filter(|figure| figure.is(name, labels));
+        known.find_map(|figure| read(&figure.value))
     }
 
     /// One that finds no room counts all the same, and is shown to nobody.

@@ -123,7 +123,7 @@ impl Writing {
         }
         let message = message.ok().flatten().unwrap_or_default();
         let told = match status.code() {
-            Code::Ok => self.message(message).map_err(|failure| {
+            Code::Ok => self.message(&message).map_err(|failure| {
                 let code = Code::from_i32(failure.grpc_code() as i32);
                 Status::new(code, failure.to_string())
             }),
@@ -149,7 +149,7 @@ impl Writing {
     }
 
     /// The one message of an answer, and whether it is compressed.
-    fn message(&self, envelopes: Bytes) -> Result<(bool, Bytes), Failure> {
+    fn message(&self, envelopes: &Bytes) -> Result<(bool, Bytes), Failure> {
         let malformed = |message: &str| Err(Failure::failed(Reason::Malformed, message));
         let Some([flags, length @ ..]) = envelopes.first_chunk::<PREFIX_BYTES>().copied() else {
             return malformed("the plugin answered without a message");

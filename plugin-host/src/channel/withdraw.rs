@@ -60,15 +60,18 @@ impl<F: Future + Send + 'static, K: Send + 'static> Drop for Sending<F, K> {
     }
 }
 
-/// A request's messages, whose breaking off is told a little later for the same reason.
+/// A request's messages, whose breaking off is told a little later for the same reason, and whose
+/// end is told only after the head: gRPC has it on DATA, and grpc-go's servers wait for ever for the
+/// end of a request that ended with its head.
 pub(super) struct Patient {
     body: Body,
+    asked: bool,
     broken: Option<(Failure, Pin<Box<Sleep>>)>,
 }
 
 impl Patient {
     pub(super) fn new(body: Body) -> Self {
-        Self { body, broken: None }
+        Self { body, asked: false, broken: None }
     }
 }
 
@@ -80,6 +83,7 @@ impl http_body::Body for Patient {
         mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, Failure>>> {
+        self.asked = true;
         if self.broken.is_none() {
             match Pin::new(&mut self.body).poll_frame(cx) {
                 Poll::Ready(Some(Err(failure))) => {
@@ -93,10 +97,27 @@ impl http_body::Body for Patient {
     }
 
     fn is_end_stream(&self) -> bool {
-        self.broken.is_none() && self.body.is_end_stream()
+        self.asked && self.broken.is_none() && self.body.is_end_stream()
     }
 
     fn size_hint(&self) -> SizeHint {
         self.body.size_hint()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use http_body::Body as _;
+    use http_body_util::{BodyExt as _, Empty};
+
+    use super::*;
+
+    #[tokio::test]
+    async fn an_empty_request_does_not_end_with_its_head() {
+        let empty = Empty::new().map_err(|never| match never {});
+        let mut request = Patient::new(Body::new(empty));
+        assert!(!request.is_end_stream());
+        assert!(request.frame().await.is_none());
+        assert!(request.is_end_stream());
     }
 }

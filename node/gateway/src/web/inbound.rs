@@ -6,11 +6,10 @@ use std::{
     time::Instant,
 };
 
-use axum::body::Body;
 use bytes::Bytes;
+use futures::future::poll_fn;
 use http::HeaderMap;
-use http_body::{Body as _, Frame};
-use http_body_util::BodyExt as _;
+use http_body::Frame;
 use protocol::{
     failure::{Failure, Reason},
     limits::MESSAGE_BYTES_MAX,
@@ -23,6 +22,7 @@ use super::{
     json::{Shape, WHOLE_WITHIN},
     kind::{Form, Kind},
     refusal::{No, Wrong},
+    rest::Rest,
     text::Decoder,
 };
 use crate::bounds::JSON_BYTES_MAX;
@@ -75,7 +75,7 @@ impl Reader {
 
 /// The messages, as gRPC has them.
 pub(super) struct Inbound {
-    body: Body,
+    body: Rest,
     reader: Reader,
     /// Goes before everything else.
     first: Option<Bytes>,
@@ -97,7 +97,7 @@ pub(super) struct Reading<'a> {
 impl Inbound {
     /// The messages in `body`. Waits for all of it only where gRPC needs a length that HTTP does
     /// not tell.
-    pub(super) async fn read(body: Body, reading: Reading<'_>) -> Result<Self, No> {
+    pub(super) async fn read(body: Rest, reading: Reading<'_>) -> Result<Self, No> {
         let Reading { kind, metadata, shape, budget, deadline, wrong } = reading;
         let compressed = metadata.get("grpc-encoding").is_some_and(|value| value != "identity");
         let follow = Follow::new(compressed);
@@ -116,14 +116,14 @@ impl Inbound {
 
     /// A message without an envelope.
     async fn read_one(
-        body: Body,
+        body: Rest,
         flags: u8,
         form: Form,
         shape: Option<Shape>,
         (budget, deadline): (&Budget, Option<Instant>),
         wrong: Wrong,
     ) -> Result<Self, No> {
-        let told = body.size_hint().exact();
+        let told = body.length();
         if let (Form::Proto, Some(length)) = (form, told) {
             let length = usize::try_from(length).unwrap_or(usize::MAX);
             if length > MESSAGE_BYTES_MAX {
@@ -143,7 +143,7 @@ impl Inbound {
         let bytes_max = if shape.is_some() { JSON_BYTES_MAX } else { MESSAGE_BYTES_MAX };
         let patience = Instant::now() + WHOLE_WITHIN;
         let until = deadline.map_or(patience, |deadline| deadline.min(patience));
-        let whole = whole(body, Hold::new(budget.clone(), bytes_max));
+        let whole = whole(&body, Hold::new(budget.clone(), bytes_max));
         let message = timeout_at(until.into(), whole).await.map_err(|_| {
             No::Failed(Failure::not_started(
                 Reason::DeadlineExceeded,
@@ -154,14 +154,14 @@ impl Inbound {
             Some(shape) => envelope::wrap(0, &shape.to_proto(message.as_slice())?),
             None => envelope::wrap(flags, message.as_slice()),
         };
-        let (body, reader) = (Body::empty(), Reader::Rest);
-        Ok(Self { body, reader, first: Some(first.into()), wrong, ended: false })
+        let reader = Reader::Rest;
+        Ok(Self { body, reader, first: Some(first.into()), wrong, ended: true })
     }
 }
 
 /// All of `body`.
-async fn whole(mut body: Body, mut hold: Hold) -> Result<Hold, No> {
-    while let Some(frame) = body.frame().await {
+async fn whole(body: &Rest, mut hold: Hold) -> Result<Hold, No> {
+    while let Some(frame) = poll_fn(|cx| body.poll(cx)).await {
         let frame = frame.map_err(|_| went_away())?;
         if let Some(chunk) = frame.data_ref() {
             hold.push(chunk)?;
@@ -187,7 +187,7 @@ impl http_body::Body for Inbound {
             return Poll::Ready(Some(Ok(Frame::data(first))));
         }
         while !this.ended {
-            let read = match ready!(Pin::new(&mut this.body).poll_frame(cx)) {
+            let read = match ready!(this.body.poll(cx)) {
                 Some(Ok(frame)) => match frame.into_data() {
                     Ok(chunk) => this.reader.push(chunk),
                     // Trailers of HTTP mean nothing here.
@@ -216,6 +216,6 @@ impl http_body::Body for Inbound {
 
     fn is_end_stream(&self) -> bool {
         self.first.is_none()
-            && (self.ended || (matches!(self.reader, Reader::Rest) && self.body.is_end_stream()))
+            && (self.ended || (matches!(self.reader, Reader::Rest) && self.body.is_end()))
     }
 }

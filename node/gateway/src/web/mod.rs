@@ -17,6 +17,7 @@ mod json;
 mod kind;
 mod outbound;
 mod refusal;
+mod rest;
 mod text;
 mod words;
 
@@ -44,6 +45,7 @@ use self::{
     kind::{Form, Kind, SERVED},
     outbound::Writing,
     refusal::{No, Wrong},
+    rest::Rest,
 };
 use crate::{
     grpc::{Grpc, Outgoing},
@@ -120,20 +122,21 @@ fn unserved(method: &Method, kind: Option<Kind>) -> Response<Body> {
 
 impl Web {
     async fn answer(&self, kind: Kind, parts: Parts, body: Body) -> Response<Body> {
-        let wrong = Wrong::default();
-        let (answer, shape) = match self.call(kind, parts, body, wrong.clone()).await {
+        let (wrong, rest) = (Wrong::default(), Rest::default());
+        rest.put(body);
+        let (answer, shape) = match self.call(kind, parts, rest.clone(), wrong.clone()).await {
             Ok((call, shape)) => (self.grpc.clone().answer_call(call).await, shape),
             Err(no) => (no.answer().map(Outgoing::Own), None),
         };
         let budget = self.budget.clone();
-        Writing { kind, shape, budget, wrong }.write(answer).await
+        Writing { kind, shape, budget, wrong, rest }.write(answer).await
     }
 
     async fn call(
         &self,
         kind: Kind,
         mut parts: Parts,
-        body: Body,
+        rest: Rest,
         wrong: Wrong,
     ) -> Result<(Call, Option<json::Shape>), No> {
         undress(kind, &mut parts.headers)?;
@@ -150,7 +153,7 @@ impl Web {
             deadline: head.deadline,
             wrong,
         };
-        let body = Inbound::read(body, reading).await?;
+        let body = Inbound::read(rest, reading).await?;
         Ok((Call { head, body: ports::Body::new(body) }, shape))
     }
 }

@@ -25,6 +25,7 @@ use super::{
     json::Shape,
     kind::Kind,
     refusal::{No, Wrong},
+    rest::{Drain, Rest},
     text, words,
 };
 use crate::{
@@ -42,6 +43,7 @@ pub(super) struct Writing {
     pub(super) shape: Option<Shape>,
     pub(super) budget: Budget,
     pub(super) wrong: Wrong,
+    pub(super) rest: Rest,
 }
 
 impl Writing {
@@ -82,7 +84,8 @@ impl Writing {
         }
         metadata.insert(CONTENT_TYPE, self.kind.content_type());
         let hold = Hold::new(self.budget.clone(), JSON_BYTES_MAX * 2);
-        let outbound = Outbound { body: Some(body), trailers, hold, writing: self };
+        let drain = None;
+        let outbound = Outbound { body: Some(body), trailers, hold, drain, writing: self };
         let mut response = Response::new(Body::new(outbound));
         *response.headers_mut() = metadata;
         response
@@ -104,6 +107,7 @@ impl Writing {
                 Err(no) => (Err(no), HeaderMap::new()),
             },
         };
+        self.rest.drain().await;
         let no = self.wrong.get().cloned().or_else(|| message.as_ref().err().cloned());
         if let Some(no) = no {
             trailers = no.answer().into_parts().0.headers;
@@ -208,6 +212,8 @@ struct Outbound {
     /// Where they came before any body.
     trailers: Option<HeaderMap>,
     hold: Hold,
+    /// What is left of the request, once the answer has ended.
+    drain: Option<Drain>,
     writing: Writing,
 }
 
@@ -229,6 +235,7 @@ impl Outbound {
 
     fn end(&mut self, trailers: HeaderMap) -> Bytes {
         self.body = None;
+        self.drain = Some(self.writing.rest.drain());
         let trailers = match self.writing.wrong.get() {
             Some(no) => no.answer().into_parts().0.headers,
             None => trailers,
@@ -264,7 +271,13 @@ impl http_body::Body for Outbound {
     ) -> Poll<Option<Result<Frame<Bytes>, axum::Error>>> {
         let this = &mut *self;
         loop {
-            let Some(body) = &mut this.body else { return Poll::Ready(None) };
+            let Some(body) = &mut this.body else {
+                if let Some(drain) = &mut this.drain {
+                    ready!(Pin::new(drain).poll(cx));
+                    this.drain = None;
+                }
+                return Poll::Ready(None);
+            };
             if let Some(trailers) = this.trailers.take() {
                 return Poll::Ready(Some(Ok(Frame::data(this.end(trailers)))));
             }
@@ -283,6 +296,6 @@ impl http_body::Body for Outbound {
     }
 
     fn is_end_stream(&self) -> bool {
-        self.body.is_none()
+        self.body.is_none() && self.drain.is_none()
     }
 }

@@ -147,8 +147,9 @@ struct Run {
     contract: bool,
     /// The part of the configuration that it was handed.
     part: Option<Arc<serde_json::Value>>,
-    /// Whether it did anything since it was asked.
-    stillness: Mutex<Stillness>,
+    /// Whether it did anything since it was asked; held from the look to the answer, so that the
+    /// question of one is not taken for its own doing by another.
+    stillness: tokio::sync::Mutex<Stillness>,
     captures: Captures,
     /// Its way out of the jail's network; ends with the run.
     _egress: Option<AbortOnDropHandle<()>>,

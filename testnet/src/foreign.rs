@@ -93,6 +93,11 @@ impl Interop {
         let (host, port) = address.rsplit_once(':').context("an address has a port")?;
         let mut command = Command::new(self.get("INTEROP_CLIENT")?);
         command.args(["-server_host", host, "-server_port", port, "-test_case", case]);
+        // Those about load reports look at what this balancer of the client's own is told.
+        let balancer = r#"{"loadBalancingConfig":[{"test_backend_metrics_load_balancer":{}}]}"#;
+        if case.starts_with("orca") {
+            command.args(["-service_config_json", balancer]);
+        }
         run(command).await
     }
 

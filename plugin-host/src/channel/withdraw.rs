@@ -61,8 +61,8 @@ impl<F: Future + Send + 'static, K: Send + 'static> Drop for Sending<F, K> {
 }
 
 /// A request's messages, whose breaking off is told a little later for the same reason, and whose
-/// end is told only after the head: gRPC has it on DATA, and grpc-go's servers wait for ever for the
-/// end of a request that ended with its head.
+/// end is told only after the head: gRPC has it on DATA, and grpc-go's servers wait for ever for
+/// the end of a request that ended with its head.
 pub(super) struct Patient {
     body: Body,
     asked: bool,

@@ -166,7 +166,8 @@ impl Supervisor {
         }
         loop {
             sleep_until(self.due(interval, chance).into()).await;
-            let stirred = run.stillness.lock().look(run.process.init(), run.channel.begun());
+            let mut stillness = run.stillness.lock().await;
+            let stirred = stillness.look(run.process.init(), run.channel.begun());
             if asker.holds(stirred) {
                 continue;
             }
@@ -177,7 +178,7 @@ impl Supervisor {
                 Answer::Failed(_) => continue,
             }
             sleep(SETTLED_AFTER).await;
-            run.stillness.lock().answered(traces(run));
+            stillness.answered(traces(run));
             asker.answered(Some(stirred));
         }
     }

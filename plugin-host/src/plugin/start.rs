@@ -6,7 +6,6 @@ use std::{
 };
 
 use bytes::Bytes;
-use parking_lot::Mutex;
 use protocol::{id::InstanceId, manifest::Isolation, service::ServiceName};
 use serde_json::{Map, Value};
 use tokio::time::timeout_at;
@@ -111,7 +110,7 @@ impl Supervisor {
             probed,
             contract,
             part,
-            stillness: Mutex::default(),
+            stillness: tokio::sync::Mutex::default(),
             captures,
             _egress: egress,
         };

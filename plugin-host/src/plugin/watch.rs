@@ -158,7 +158,8 @@ impl Supervisor {
         let (mut failed, mut asker) = (0, Asker::default());
         loop {
             sleep_until(self.due(settings.interval, chance).into()).await;
-            let stirred = run.stillness.lock().look(run.process.init(), run.channel.begun());
+            let mut stillness = run.stillness.lock().await;
+            let stirred = stillness.look(run.process.init(), run.channel.begun());
             if asker.holds_for_now(stirred) {
                 self.context.status.lock().last_health_check = Some(SystemTime::now());
                 continue;
@@ -183,7 +184,7 @@ impl Supervisor {
             } else {
                 failed = 0;
                 sleep(SETTLED_AFTER).await;
-                run.stillness.lock().answered(traces(run));
+                stillness.answered(traces(run));
                 asker.answered(Some(stirred));
             }
         }

@@ -35,8 +35,8 @@ pub(crate) struct Sampler {
 struct Last {
     at: Instant,
     cpu_seconds: f64,
-    /// Who was there, and what each had used.
-    seen: Vec<(u32, Duration)>,
+    /// What each process had used, where all could be told.
+    clocks: Option<Clocks>,
 }
 
 impl Sampler {
@@ -50,28 +50,28 @@ impl Sampler {
     ///
     /// Processes that used no CPU have opened nothing, written nothing and started nobody, so only
     /// their clocks are looked at, in all but every thirtieth round: a thousand idle plugins must
-    /// not keep a core busy with being looked at.
+    /// not keep a core busy with being looked at. Who cannot be seen whole did something.
     pub(crate) fn sample(&mut self, now: Instant) -> Option<Sample> {
         self.round += 1;
         if let Some(last) = self.last.as_mut().filter(|_| !self.round.is_multiple_of(ROUNDS_WHOLE))
-            && last.seen.iter().all(|(pid, before)| processor(*pid).as_ref() == Some(before))
-            && !last.seen.is_empty()
+            && last.clocks.as_ref().is_some_and(Clocks::stand)
         {
             last.at = now;
             return None;
         }
         let mut sample = Sample::default();
         let mut cpu_seconds = 0.0;
-        let mut seen = Vec::new();
-        for pid in descendants(self.init) {
-            // Its clock first: whatever it does from here on is seen in the next round.
+        // The clocks first: whatever happens from here on is seen in the next round.
+        let clocks = Clocks::of(self.init);
+        let pids =
+            clocks.as_ref().map_or_else(|| descendants(self.init), |all| all.pids().collect());
+        for pid in pids {
             let (Some(used), Some(stat)) = (processor(pid), read_stat(pid)) else { continue };
             cpu_seconds += used.as_secs_f64();
             sample.threads += stat.threads;
             sample.memory_bytes += resident(pid).unwrap_or(0);
             let open = fs::read_dir(format!("/proc/{pid}/fd")).map_or(0, Iterator::count);
             sample.open_files += open as u32;
-            seen.push((pid, used));
         }
         // A process that ended took its time with it: then this is the less.
         let before = self.last.as_ref().map_or(0.0, |last| last.cpu_seconds);
@@ -82,28 +82,81 @@ impl Sampler {
                 sample.cpu_percent = sample.cpu_used / seconds * 100.0;
             }
         }
-        self.last = Some(Last { at: now, cpu_seconds, seen });
+        self.last = Some(Last { at: now, cpu_seconds, clocks });
         Some(sample)
     }
 }
 
+/// The processor time of every process of one jail.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Clocks(pub(crate) Vec<(u32, Duration)>);
+
+impl Clocks {
+    /// Of all below `init`. `None` where there is nobody, or where somebody may have been
+    /// overlooked: then nothing follows from the others' having done nothing.
+    pub(crate) fn of(init: u32) -> Option<Self> {
+        let below = tree(init);
+        let clocks = below.pids.iter().map(|pid| Some((*pid, processor(*pid)?)));
+        let clocks = clocks.collect::<Option<Vec<_>>>()?;
+        // Whoever was started before the clock of whoever started it was read is there by now.
+        (below.whole && !clocks.is_empty() && tree(init) == below).then_some(Self(clocks))
+    }
+
+    /// Whether they show what they showed: nobody starts a process, or is stopped, without running
+    /// for it.
+    pub(crate) fn stand(&self) -> bool {
+        self.0.iter().all(|(pid, used)| processor(*pid).as_ref() == Some(used))
+    }
+
+    /// Whose they are.
+    pub(crate) fn pids(&self) -> impl Iterator<Item = u32> {
+        self.0.iter().map(|(pid, _)| *pid)
+    }
+}
+
 /// The processor time that `pid` used, all its threads together; `None` where it has ended.
-pub(crate) fn processor(pid: u32) -> Option<Duration> {
+fn processor(pid: u32) -> Option<Duration> {
     let clock = clock_getcpuclockid(Pid::from_raw(pid.cast_signed())).ok()?;
     Some(Duration::from(clock.now().ok()?))
 }
 
 /// Every process below `pid`, at most [`PROCESSES_MAX`].
 pub(crate) fn descendants(pid: u32) -> Vec<u32> {
-    let mut found = children(pid);
+    tree(pid).pids
+}
+
+/// Processes below one.
+#[derive(Debug, PartialEq, Eq)]
+struct Tree {
+    pids: Vec<u32>,
+    /// None was passed over for there being too many.
+    whole: bool,
+}
+
+fn tree(pid: u32) -> Tree {
+    let mut tree = Tree { pids: Vec::new(), whole: true };
+    tree.add_children(pid);
     let mut at = 0;
-    while at < found.len() && found.len() < PROCESSES_MAX {
-        let further = children(found[at]);
-        found.extend(further);
+    while at < tree.pids.len() && tree.pids.len() < PROCESSES_MAX {
+        tree.add_children(tree.pids[at]);
         at += 1;
     }
-    found.truncate(PROCESSES_MAX);
-    found
+    tree.whole &= at == tree.pids.len();
+    tree.pids.truncate(PROCESSES_MAX);
+    tree
+}
+
+impl Tree {
+    fn add_children(&mut self, pid: u32) {
+        // Children hang on the thread that forked them.
+        let Ok(threads) = fs::read_dir(format!("/proc/{pid}/task")) else { return };
+        let mut threads = threads.flatten();
+        for thread in threads.by_ref().take(PROCESSES_MAX) {
+            let Ok(list) = fs::read_to_string(thread.path().join("children")) else { continue };
+            self.pids.extend(list.split_whitespace().filter_map(|pid| pid.parse::<u32>().ok()));
+        }
+        self.whole &= threads.next().is_none();
+    }
 }
 
 /// True where `pid` is `ancestor` or one of its descendants.
@@ -129,20 +182,6 @@ pub(crate) fn is_stopped(pid: u32) -> Option<bool> {
     Some(rest.trim_start().starts_with(['T', 't']))
 }
 
-fn children(pid: u32) -> Vec<u32> {
-    // Children hang on the thread that forked them.
-    let Ok(threads) = fs::read_dir(format!("/proc/{pid}/task")) else { return Vec::new() };
-    let lists = threads
-        .flatten()
-        .take(PROCESSES_MAX)
-        .filter_map(|thread| fs::read_to_string(thread.path().join("children")).ok());
-    lists
-        .flat_map(|list| {
-            list.split_whitespace().filter_map(|pid| pid.parse().ok()).collect::<Vec<u32>>()
-        })
-        .collect()
-}
-
 #[derive(Debug, PartialEq)]
 struct Stat {
     parent: u32,
@@ -158,8 +197,8 @@ fn parse_stat(text: &str) -> Option<Stat> {
     let (_, rest) = text.rsplit_once(')')?;
     let fields: Vec<&str> = rest.split_whitespace().collect();
     // Counted from 1 there, and the first here is number 3.
-    let field = |number: usize| fields.get(number - 3)?.parse::<f64>().ok();
-    Some(Stat { parent: field(4)? as u32, threads: field(20)? as u32 })
+    let field = |number: usize| fields.get(number - 3)?.parse().ok();
+    Some(Stat { parent: field(4)?, threads: field(20)? })
 }
 
 fn resident(pid: u32) -> Option<u64> {
@@ -177,6 +216,37 @@ mod tests {
         let line = "12 (a) b) (c) S 7 1 1 0 -1 4194560 1 0 0 0 250 50 0 0 20 0 9 0 1 1 1";
         let stat = parse_stat(line).expect("well formed");
         assert_eq!((stat.parent, stat.threads), (7, 9));
+    }
+
+    #[test]
+    fn whoever_may_hide_somebody_is_looked_at_whole_and_a_sleeper_is_not() {
+        for (sleepers, still) in [(1, true), (PROCESSES_MAX + 4, false)] {
+            let script = format!("for n in $(seq {sleepers}); do sleep 60 & done; wait");
+            let mut shell = std::process::Command::new("sh")
+                .args(["-c", &script])
+                .spawn()
+                .expect("a shell is part of every system");
+            let mut seen = (0, false);
+            for _ in 0..500 {
+                std::thread::sleep(Duration::from_millis(10));
+                let mut sampler = Sampler::new(shell.id());
+                let first = sampler.sample(Instant::now());
+                let there = first.map_or(0, |sample| sample.threads);
+                std::thread::sleep(Duration::from_millis(5));
+                seen = (there as usize, sampler.sample(Instant::now()).is_none());
+                if seen.0 == sleepers.min(PROCESSES_MAX) && (seen.1 || !still) {
+                    break;
+                }
+            }
+            let all = descendants(shell.id());
+            shell.kill().expect("killed");
+            shell.wait().expect("ended");
+            for pid in all {
+                let pid = rustix::process::Pid::from_raw(pid.cast_signed()).expect("a pid");
+                let _ = rustix::process::kill_process(pid, rustix::process::Signal::KILL);
+            }
+            assert_eq!(seen, (sleepers.min(PROCESSES_MAX), still));
+        }
     }
 
     #[test]

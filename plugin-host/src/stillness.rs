@@ -8,9 +8,7 @@
 //! did nothing has counted nothing. Neither kind of question breaks the stillness that the other
 //! rests on, or the two would keep each other, and the plugin, awake.
 
-use std::time::Duration;
-
-use crate::stats;
+use crate::stats::{self, Clocks};
 
 /// How often in a row stillness may stand for an answer: with the default interval of ten seconds
 /// an idle plugin is asked once a minute.
@@ -22,27 +20,21 @@ pub(crate) struct Traces {
     /// Calls that it was given so far, the host's own questions included.
     pub(crate) calls: u64,
     /// Processor time of each of its processes.
-    pub(crate) processor: Vec<(u32, Duration)>,
+    pub(crate) clocks: Clocks,
 }
 
 impl Traces {
     /// Of the jail whose first process is `init`. `None` where that cannot be told, or where one
     /// of its processes is stopped and could not do anything if it wanted to.
     pub(crate) fn of(init: u32, calls: u64) -> Option<Self> {
-        let used = |pid: u32| {
-            (!stats::is_stopped(pid)?).then_some(())?;
-            Some((pid, stats::processor(pid)?))
-        };
-        let processes = stats::descendants(init);
-        let processor = processes.into_iter().map(used).collect::<Option<Vec<_>>>()?;
-        (!processor.is_empty()).then_some(Self { calls, processor })
+        let clocks = Clocks::of(init)?;
+        let all_may_run = clocks.pids().all(|pid| stats::is_stopped(pid) == Some(false));
+        all_may_run.then_some(Self { calls, clocks })
     }
 
-    /// Whether they are what there is now, told by the clocks alone: nobody starts a process, or is
-    /// stopped, without running for it.
+    /// Whether they are what there is now.
     fn are_all(&self, calls: u64) -> bool {
-        let same = |(pid, used): &(u32, Duration)| stats::processor(*pid).as_ref() == Some(used);
-        self.calls == calls && self.processor.iter().all(same)
+        self.calls == calls && self.clocks.stand()
     }
 }
 
@@ -111,10 +103,12 @@ impl Asker {
 
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
     use super::*;
 
     fn traces(calls: u64, nanos: u64) -> Traces {
-        Traces { calls, processor: vec![(7, Duration::from_nanos(nanos))] }
+        Traces { calls, clocks: Clocks(vec![(7, Duration::from_nanos(nanos))]) }
     }
 
     /// Asks if it has to, as supervisors do, and tells whether it did.
@@ -197,7 +191,7 @@ mod tests {
         });
         let asleep = look().expect("it sleeps");
         assert!(asleep.are_all(0) && !asleep.are_all(1));
-        let pid = asleep.processor[0].0;
+        let pid = asleep.clocks.0[0].0;
         let sleeper = rustix::process::Pid::from_raw(pid.cast_signed()).expect("a pid");
         rustix::process::kill_process(sleeper, rustix::process::Signal::STOP).expect("stopped");
         let stopped = seen(&|| look().is_none()) && !asleep.are_all(0);

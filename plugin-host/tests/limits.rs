@@ -30,19 +30,29 @@ fn means(status: &PluginStatus, resource: &str) -> String {
     found.unwrap_or_else(|| panic!("{resource}: {status:#?}")).means.clone()
 }
 
-/// Waits until the plugin has ended for good, and tells why.
-async fn end_of(world: &World, name: &str) -> PluginStatus {
+/// Waits until what is shown of a plugin is as it should be.
+async fn until(
+    world: &World,
+    name: &str,
+    what: &str,
+    right: impl Fn(&PluginStatus) -> bool,
+) -> PluginStatus {
     let mut transitions = world.host.transitions();
     let begun = Instant::now();
     loop {
         let status = world.host.info(name).expect("known");
-        if !status.state.is_alive() {
+        if right(&status) {
             return status;
         }
-        assert!(begun.elapsed() < PATIENCE, "{name} goes on: {status:#?}");
-        // Also woken now and then: a transition may have come before the subscription.
+        assert!(begun.elapsed() < PATIENCE, "{name}: not yet {what}: {status:#?}");
+        // Also woken now and then: not everything that is shown is a transition.
         let _ = timeout(Duration::from_millis(50), transitions.recv()).await;
     }
+}
+
+/// Waits until the plugin has ended for good, and tells why.
+async fn end_of(world: &World, name: &str) -> PluginStatus {
+    until(world, name, "ended", |it| !it.state.is_alive()).await
 }
 
 /// The control groups of this test's host, wherever they are.
@@ -94,6 +104,19 @@ async fn a_plugin_over_its_disk_is_ended_and_the_reason_says_so() {
     let world = World::with(|config| config.stats_interval = Duration::from_millis(200)).await;
     let loaded = world.load_manifest(&manifest("filler", "disk: 1"), &script("--fill 8")).await;
     loaded.expect("it starts");
+    let ended = end_of(&world, "filler").await;
+    assert!(ended.reason.starts_with("disk: its own directories hold"), "{}", ended.reason);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_plugin_that_sleeps_is_ended_when_its_disk_becomes_less_than_it_holds() {
+    let world = World::with(|config| config.stats_interval = Duration::from_secs(2)).await;
+    let loaded = world.load_manifest(&manifest("filler", "disk: 64"), &script("--fill 8")).await;
+    loaded.expect("it starts");
+    until(&world, "filler", "full", |it| it.disk_bytes >= 8 << 20).await;
+    let less = Resources { disk_bytes: Some(1 << 20), ..Resources::default() };
+    world.host.limit("filler", less).await.expect("changed");
+    // A whole sample would be due a minute later.
     let ended = end_of(&world, "filler").await;
     assert!(ended.reason.starts_with("disk: its own directories hold"), "{}", ended.reason);
 }

@@ -12,11 +12,13 @@
 //! | `scale` | `start_1000_s`, `idle_1000_cpu_pct`, `memory_*` |
 //! | `busy` | `supervision_cpu_pct` |
 //! | `leak` | `restart_leak_*` |
+//! | `misbehave` | `misbehaviour_p99_ratio` |
 //! | `orphans` | `orphans_after_kill9`, `recover_200_s` |
 
 pub mod busy;
 mod foreign;
 mod leak;
+mod misbehave;
 mod orphans;
 pub mod proc;
 mod scale;
@@ -47,6 +49,8 @@ pub struct Plan {
     idle: Duration,
     /// How long 100 busy plugins are watched.
     busy: Duration,
+    /// How long one plugin is called beside 1,000 that misbehave.
+    beside: Duration,
     /// Crash-restart cycles in a run.
     restarts: usize,
     /// Runs with `kill -9`.
@@ -62,6 +66,7 @@ impl Plan {
         scale_runs: 3,
         idle: Duration::from_secs(30),
         busy: Duration::from_secs(10),
+        beside: Duration::from_secs(20),
         restarts: 1_000,
         kill_runs: 3,
     };
@@ -73,6 +78,7 @@ impl Plan {
         scale_runs: 1,
         idle: Duration::from_secs(5),
         busy: Duration::from_secs(2),
+        beside: Duration::from_secs(5),
         restarts: 100,
         kill_runs: 1,
     };
@@ -86,7 +92,7 @@ pub struct Measured {
 }
 
 /// The groups of figures, in the order in which they are measured.
-const GROUPS: [&str; 6] = ["start", "foreign", "scale", "busy", "leak", "orphans"];
+const GROUPS: [&str; 7] = ["start", "foreign", "scale", "busy", "leak", "misbehave", "orphans"];
 
 /// Measures everything whose group has `only` in its name. One group that cannot be measured
 /// takes nothing from the others.
@@ -115,6 +121,7 @@ async fn of_group(group: &str, plan: Plan) -> Result<Vec<Figure>> {
         "scale" => scale::measure(plan).await?,
         "busy" => busy::measure(plan).await?,
         "leak" => leak::measure(plan).await?,
+        "misbehave" => misbehave::measure(plan).await?,
         _ => orphans::measure(plan).await?,
     };
     let beside = surroundings.told();

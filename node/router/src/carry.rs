@@ -26,7 +26,7 @@ use crate::{
     meters::Meter,
     pick::{Provider, Target},
     policy::{Method, Policy},
-    replay::{REPLAY_BYTES_MAX, Replay},
+    replay::Replay,
     router::Shared,
     select::Requirement,
     trace::{EXPLAIN, Event, LEGS, Trace},
@@ -130,7 +130,7 @@ impl Carriage {
             book: None,
             turn: OnceLock::new(),
             course: Course::default(),
-            replay: Replay::new(call.body, Arc::clone(&progress)),
+            replay: Replay::new(call.body, Arc::clone(&progress), &shared.spare),
             progress,
             watchdog,
             tried: Vec::new(),
@@ -309,9 +309,8 @@ fn why(stop: Stop) -> &'static str {
 }
 
 fn too_much_sent(mut failure: Failure) -> Failure {
-    let kept = REPLAY_BYTES_MAX / 1024;
     failure.message = format!(
-        "{}; not tried elsewhere, because more than {kept} KiB of the request had been sent",
+        "{}; not tried elsewhere, because more of the request had been sent than is kept to say again",
         failure.message
     );
     failure

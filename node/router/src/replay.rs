@@ -2,12 +2,16 @@
 //!
 //! The first bytes of the caller's messages are remembered while they pass, up to a bound, so that
 //! a call whose first provider turns out to be gone is offered to the next with its messages
-//! whole. Past the bound nothing is remembered and the call has its one attempt; once a provider
+//! whole. A little is kept for every call, more while the [`Spare`] memory that all calls share
+//! lasts. Past the bound nothing is remembered and the call has its one attempt; once a provider
 //! answers, the memory is released.
 
 use std::{
     pin::Pin,
-    sync::Arc,
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
     task::{Context, Poll},
 };
 
@@ -21,13 +25,39 @@ use protocol::{
 
 use crate::guard::Progress;
 
-/// What is remembered of one request. The calls that fail over in practice are small ones; this
-/// holds any of them and keeps a node with ten thousand uploads in flight below a gigabyte.
-pub(crate) const REPLAY_BYTES_MAX: usize = 64 * 1024;
+/// What is remembered of every request. Most calls are smaller; this keeps a node with ten
+/// thousand uploads in flight below a gigabyte.
+const REPLAY_BYTES_OWN: usize = 64 * 1024;
+
+/// What is remembered of one request at most: the largest message that gRPC programs take unless
+/// told otherwise.
+const REPLAY_BYTES_MAX: usize = 4 * 1024 * 1024;
+
+/// What the requests of one node that are larger than [`REPLAY_BYTES_OWN`] have together.
+const SPARE_BYTES: usize = 64 * 1024 * 1024;
 
 /// Chunks remembered of one request, so that a stream of one-byte chunks costs no more than one
 /// of large ones.
 const REPLAY_CHUNKS_MAX: usize = 256;
+
+/// Memory for requests that need more than every request has. Shared by the calls of one node.
+pub(crate) struct Spare(AtomicUsize);
+
+impl Spare {
+    pub(crate) fn new() -> Arc<Self> {
+        Arc::new(Self(AtomicUsize::new(SPARE_BYTES)))
+    }
+
+    /// Takes `bytes`; false where there are no longer as many.
+    fn take(&self, bytes: usize) -> bool {
+        let less = |left: usize| left.checked_sub(bytes);
+        self.0.fetch_update(Ordering::Relaxed, Ordering::Relaxed, less).is_ok()
+    }
+
+    fn give_back(&self, bytes: usize) {
+        self.0.fetch_add(bytes, Ordering::Relaxed);
+    }
+}
 
 /// One caller's request, from which attempts are made.
 #[derive(Clone)]
@@ -41,6 +71,9 @@ struct Source {
     /// What has been taken from `body`, while it is remembered.
     kept: Vec<Bytes>,
     kept_bytes: usize,
+    spare: Arc<Spare>,
+    /// Of the spare memory.
+    taken: usize,
     /// Past the bound, broken off, or answered: nothing is kept and no attempt can be made.
     released: bool,
     ended: bool,
@@ -49,10 +82,17 @@ struct Source {
 }
 
 impl Replay {
-    pub(crate) fn new(body: Body, progress: Arc<Progress>) -> Self {
-        let ended = body.is_end_stream();
-        let source =
-            Source { body, kept: Vec::new(), kept_bytes: 0, released: false, ended, attempt: 0 };
+    pub(crate) fn new(body: Body, progress: Arc<Progress>, spare: &Arc<Spare>) -> Self {
+        let source = Source {
+            ended: body.is_end_stream(),
+            body,
+            kept: Vec::new(),
+            kept_bytes: 0,
+            spare: Arc::clone(spare),
+            taken: 0,
+            released: false,
+            attempt: 0,
+        };
         Self { source: Arc::new(Mutex::new(source)), progress }
     }
 
@@ -129,7 +169,7 @@ impl http_body::Body for Attempt {
         if let Some(chunk) = source.kept.get(this.next).cloned() {
             this.next += 1;
             if source.released && this.next == source.kept.len() {
-                source.kept = Vec::new();
+                source.forget();
             }
             return Poll::Ready(Some(Ok(Frame::data(chunk))));
         }
@@ -175,15 +215,29 @@ impl Source {
             return false;
         }
         let bytes = self.kept_bytes.saturating_add(data.len());
-        if bytes > REPLAY_BYTES_MAX || self.kept.len() == REPLAY_CHUNKS_MAX {
+        let more = bytes.saturating_sub(REPLAY_BYTES_OWN).saturating_sub(self.taken);
+        let fits = bytes <= REPLAY_BYTES_MAX && self.kept.len() < REPLAY_CHUNKS_MAX;
+        if !fits || !self.spare.take(more) {
             // The only attempt has said all of `kept` already, or it would not be here.
-            self.kept = Vec::new();
             self.released = true;
+            self.forget();
             return false;
         }
+        self.taken += more;
         self.kept_bytes = bytes;
         self.kept.push(data.clone());
         true
+    }
+
+    fn forget(&mut self) {
+        self.kept = Vec::new();
+        self.spare.give_back(std::mem::take(&mut self.taken));
+    }
+}
+
+impl Drop for Source {
+    fn drop(&mut self) {
+        self.forget();
     }
 }
 

@@ -23,6 +23,7 @@ use crate::{
     carry::{Carriage, Scope},
     meters::Meters,
     policy::Policies,
+    replay::Spare,
     select::{Requirement, Seen, Selection, Want, select},
     table::{Candidate, Row, Table},
     trace::{EXPLAIN, Step, Trace},
@@ -106,6 +107,7 @@ pub(crate) struct Shared {
     /// Counts published tables: what waits for a provider waits on it.
     pub(crate) published: watch::Sender<u64>,
     pub(crate) meters: Arc<Meters>,
+    pub(crate) spare: Arc<Spare>,
     began: Instant,
 }
 
@@ -126,6 +128,7 @@ impl Router {
             table: ArcSwap::from_pointee(Table::default()),
             published: watch::Sender::new(0),
             meters: Meters::new(registry),
+            spare: Spare::new(),
             began: Instant::now(),
         };
         Self { shared: Arc::new(shared) }

@@ -13,6 +13,7 @@ use tokio::{
 use super::{Order, Run, Supervisor, TAIL_LINES, told};
 use crate::{
     allowance, beat,
+    cgroup::Counts,
     channel::Channel,
     config::HealthCheck,
     contract, level,
@@ -21,7 +22,7 @@ use crate::{
     logs::LogStream,
     process::End,
     ready::{self, Health},
-    stats::Sampler,
+    stats::{Sample, Sampler},
     stillness::{Asker, Traces},
 };
 
@@ -199,55 +200,62 @@ impl Supervisor {
         };
         let mut sampler = Sampler::new(init);
         let chance = rand::random::<f64>();
-        let (mut refused, mut killed) = (0, 0);
+        let (mut before, mut disk) = (Counts::default(), Some(0));
         loop {
-            let Some(sample) = sampler.sample(Instant::now()) else {
+            if let Some(sample) = sampler.sample(Instant::now()) {
+                disk = self.disk_use().await;
+                let now = allowance.counts();
+                self.note_use(sample, disk, before, now);
+                before = now;
+            } else {
                 self.context.status.lock().cpu_percent = 0.0;
-                sleep_until(self.due(self.context.config.stats_interval, chance).into()).await;
-                continue;
-            };
-            let own = self.paths.own();
-            // As many files as it likes: not on a thread that serves others.
-            let state = self.paths.state.clone();
-            let disk = tokio::task::spawn_blocking(move || {
-                let own = allowance::disk_use(&own)?;
-                Some(own + allowance::disk_use(&state)?)
-            });
-            // Joined; it does not panic.
-            let disk = disk.await.unwrap_or_default();
-            let counts = allowance.counts();
-            {
-                let mut status = self.context.status.lock();
-                status.memory_bytes = sample.memory_bytes;
-                status.cpu_percent = sample.cpu_percent;
-                status.cpu_seconds += sample.cpu_used;
-                status.threads = sample.threads;
-                status.open_files = sample.open_files;
-                status.disk_bytes = disk.unwrap_or(status.disk_bytes);
-                status.over_limit += counts.refused_forks.saturating_sub(refused);
-                status.over_limit += counts.oom_kills.saturating_sub(killed);
             }
-            if counts.refused_forks > refused {
-                let now = counts.refused_forks - refused;
-                refused = counts.refused_forks;
-                self.warn(&format!(
-                    "processes: it may have no more, and was refused {now}; the node and its other \
-                     plugins are unaffected"
-                ));
-            }
-            if counts.oom_kills > killed {
-                let now = counts.oom_kills - killed;
-                killed = counts.oom_kills;
-                self.warn(&format!(
-                    "OOM: {now} of its processes were ended, for together they wanted more memory \
-                     than they may; the node and its other plugins are unaffected"
-                ));
-            }
+            // What it may use can have become less while it slept.
             if let Some(reason) = self.over_disk(disk) {
                 self.context.status.lock().over_limit += 1;
                 return reason;
             }
             sleep_until(self.due(self.context.config.stats_interval, chance).into()).await;
+        }
+    }
+
+    /// Bytes in its own directories; `None` where they hold more files than may be.
+    async fn disk_use(&self) -> Option<u64> {
+        let (own, state) = (self.paths.own(), self.paths.state.clone());
+        // As many files as it likes: not on a thread that serves others.
+        let disk = tokio::task::spawn_blocking(move || {
+            let own = allowance::disk_use(&own)?;
+            Some(own + allowance::disk_use(&state)?)
+        });
+        // Joined; it does not panic.
+        disk.await.unwrap_or_default()
+    }
+
+    /// Keeps what it uses, and tells what its control group refused it since `before`.
+    fn note_use(&self, sample: Sample, disk: Option<u64>, before: Counts, now: Counts) {
+        let refused = now.refused_forks.saturating_sub(before.refused_forks);
+        let killed = now.oom_kills.saturating_sub(before.oom_kills);
+        {
+            let mut status = self.context.status.lock();
+            status.memory_bytes = sample.memory_bytes;
+            status.cpu_percent = sample.cpu_percent;
+            status.cpu_seconds += sample.cpu_used;
+            status.threads = sample.threads;
+            status.open_files = sample.open_files;
+            status.disk_bytes = disk.unwrap_or(status.disk_bytes);
+            status.over_limit += refused + killed;
+        }
+        if refused > 0 {
+            self.warn(&format!(
+                "processes: it may have no more, and was refused {refused}; the node and its other \
+                 plugins are unaffected"
+            ));
+        }
+        if killed > 0 {
+            self.warn(&format!(
+                "OOM: {killed} of its processes were ended, for together they wanted more memory \
+                 than they may; the node and its other plugins are unaffected"
+            ));
         }
     }
 

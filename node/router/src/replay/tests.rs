@@ -15,7 +15,7 @@ fn body(chunks: Vec<Vec<u8>>) -> Body {
 }
 
 fn replay(chunks: Vec<Vec<u8>>) -> Replay {
-    Replay::new(body(chunks), Progress::new())
+    Replay::new(body(chunks), Progress::new(), &Spare::new())
 }
 
 fn next(attempt: &mut Body) -> Option<Result<Bytes, Failure>> {
@@ -67,6 +67,26 @@ proptest! {
 }
 
 #[test]
+fn what_is_kept_of_all_large_requests_together_is_bounded_and_given_back() {
+    let spare = Spare::new();
+    let read = |bytes: usize| {
+        let large = body(vec![vec![7; bytes / 64]; 64]);
+        let replay = Replay::new(large, Progress::new(), &spare);
+        rest(replay.attempt().expect("nothing was sent"));
+        replay
+    };
+    let each = REPLAY_BYTES_MAX - REPLAY_BYTES_OWN;
+    let mut large: Vec<_> = (0..=SPARE_BYTES / each).map(|_| read(REPLAY_BYTES_MAX)).collect();
+    assert!(!large.pop().expect("the last").can_repeat());
+    assert!(large.iter().all(Replay::can_repeat));
+    assert!(read(REPLAY_BYTES_OWN).can_repeat(), "a small one needs none of it");
+    large.pop();
+    assert!(read(REPLAY_BYTES_MAX).can_repeat(), "what the ended one had is there again");
+    drop(large);
+    assert_eq!(spare.0.load(Ordering::Relaxed), SPARE_BYTES);
+}
+
+#[test]
 fn an_attempt_that_was_given_up_takes_nothing_from_the_next() {
     let replay = replay(vec![vec![1], vec![2], vec![3]]);
     let mut old = replay.attempt().expect("nothing was sent");
@@ -90,7 +110,8 @@ fn a_failure_of_the_caller_ends_the_request() {
         Ok(Frame::data(Bytes::from_static(b"a"))),
         Err(Failure::unknown(Reason::Cancelled, "the caller went away")),
     ];
-    let replay = Replay::new(Body::new(StreamBody::new(stream::iter(frames))), Progress::new());
+    let body = Body::new(StreamBody::new(stream::iter(frames)));
+    let replay = Replay::new(body, Progress::new(), &Spare::new());
     let mut attempt = replay.attempt().expect("nothing was sent");
     assert!(next(&mut attempt).expect("a chunk").is_ok());
     assert!(next(&mut attempt).expect("a failure").is_err());

@@ -11,6 +11,7 @@ use std::{
 };
 
 use protocol::{
+    limits::FIGURES_MAX,
     manifest::{Manifest, Statefulness},
     proto::plugin::{
         self as proto, ConfigureRequest, DescribeRequest, DescribeResponse, DrainRequest,
@@ -21,8 +22,6 @@ use tonic::{Code, Status};
 
 use crate::channel::{Asking, Channel};
 
-/// Figures of one plugin: each is a line on the node's metrics page.
-const METRICS_MAX: usize = 64;
 /// Labels of one figure.
 const LABELS_MAX: usize = 8;
 /// Bytes of a name, a label or a sentence.
@@ -191,8 +190,8 @@ pub fn figures(told: Vec<proto::Metric>) -> Figures {
     let mut seen = BTreeSet::new();
     for told in told {
         let name = short(&told.name);
-        let good = if figures.metrics.len() == METRICS_MAX {
-            Err(format!("there are more than {METRICS_MAX}"))
+        let good = if figures.metrics.len() == FIGURES_MAX {
+            Err(format!("there are more than {FIGURES_MAX}"))
         } else {
             figure(told)
         };
@@ -296,7 +295,7 @@ mod tests {
     fn there_are_so_many_figures_and_no_more() {
         let told = (0..1_000).map(|n| metric(&format!("m{n}"), 1.0, &[])).collect();
         let figures = figures(told);
-        assert_eq!((figures.metrics.len(), figures.refused), (METRICS_MAX, 1_000 - 64));
+        assert_eq!((figures.metrics.len(), figures.refused), (FIGURES_MAX, 1_000 - 64));
         assert!(figures.why.contains("more than 64"), "{}", figures.why);
     }
 

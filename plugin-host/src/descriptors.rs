@@ -10,7 +10,10 @@ use std::{
 use bytes::Bytes;
 use prost::Message;
 use prost_types::{DescriptorProto, FileDescriptorProto, FileDescriptorSet};
-use protocol::{limits::DESCRIPTORS_BYTES_MAX, service::ServiceName};
+use protocol::{
+    limits::DESCRIPTORS_BYTES_MAX, proto::plugin::lifecycle_server::SERVICE_NAME as LIFECYCLE,
+    service::ServiceName,
+};
 use sha2::{Digest, Sha256};
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::Status;
@@ -21,9 +24,6 @@ use crate::channel::{Asking, Channel};
 /// Services one plugin may offer, and files that describe them: more is a program gone wrong.
 const SERVICES_MAX: usize = 64;
 const FILES_MAX: usize = 1_024;
-
-/// The optional contract between a plugin and its host.
-const LIFECYCLE: &str = "blackhole.plugin.v1.Lifecycle";
 
 /// What a plugin says it serves.
 #[derive(Debug, Clone, Default)]

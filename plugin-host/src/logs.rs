@@ -37,6 +37,12 @@ const LINES_BURST: f64 = 2_000.0;
 /// Bytes read from a pipe at once, per thread of the node.
 const READ_BYTES: usize = 16 * 1024;
 
+/// Bytes that are read of one stream a second, and at once: many times what may be kept of it. Who
+/// writes more waits for its pipe; reading a hundred such floods at full speed would leave a
+/// machine no processor for anybody's calls.
+const READ_BYTES_PER_SECOND: f64 = 512.0 * 1024.0;
+const READ_BYTES_BURST: f64 = 1024.0 * 1024.0;
+
 /// Records a follower may be behind before it misses some; it is told how many.
 const FOLLOWER_RECORDS: usize = 1_024;
 
@@ -350,6 +356,7 @@ pub(crate) async fn capture(
         static BUFFER: RefCell<Vec<u8>> = RefCell::new(vec![0; READ_BYTES]);
     }
     let mut lines = Lines::default();
+    let mut pace = Tokens::full(READ_BYTES_PER_SECOND, READ_BYTES_BURST, Instant::now());
     while pipe.readable().await.is_ok() {
         let pid = pid.load(std::sync::atomic::Ordering::Relaxed);
         let read = BUFFER.with_borrow_mut(|buffer| {
@@ -360,7 +367,14 @@ pub(crate) async fn capture(
         });
         match read {
             Ok(0) => break,
-            Ok(_) => {}
+            Ok(read) => {
+                pace.spend(read as f64);
+                match pace.owed(Instant::now()) {
+                    // However much there is to read, others have their turn.
+                    None => tokio::task::yield_now().await,
+                    Some(time) => tokio::time::sleep(time).await,
+                }
+            }
             // It was not readable after all.
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
             Err(_) => break,
@@ -558,5 +572,33 @@ mod tests {
             assert!(json.get(key).is_some(), "{key}");
         }
         assert!(record.timestamp.ends_with('Z'), "{}", record.timestamp);
+    }
+
+    #[tokio::test]
+    async fn a_stream_is_read_at_its_pace_and_to_its_end() {
+        let (reader, mut writer) = io::pipe().expect("a pipe");
+        let pipe = pipe::Receiver::from_owned_fd(reader.into()).expect("registered");
+        let logs = Logs::new("node", "plugin", 10);
+        let read = capture(pipe, logs.clone(), LogStream::Stderr, Arc::default());
+        let read = tokio::spawn(read);
+        let begun = Instant::now();
+        let written = tokio::task::spawn_blocking(move || {
+            let line = [[b'x'; 1_023].as_slice(), b"\n"].concat();
+            let mut written = 0;
+            while begun.elapsed() < Duration::from_millis(500) {
+                io::Write::write_all(&mut writer, &line).expect("it is read");
+                written += line.len();
+            }
+            written
+        });
+        let written = written.await.expect("it ends");
+        let pipe_bytes = 64.0 * 1024.0 + READ_BYTES as f64;
+        let most =
+            READ_BYTES_BURST + pipe_bytes + READ_BYTES_PER_SECOND * begun.elapsed().as_secs_f64();
+        assert!(written as f64 <= most, "{written} bytes were taken, at most {most}");
+        read.await.expect("the end of the pipe is seen");
+        let lost = logs.lost();
+        let kept = logs.tail(0).iter().filter(|it| it.stream == LogStream::Stderr).count() as u64;
+        assert!(lost + kept >= written as u64 / 1_024, "{lost} + {kept} of {written} bytes");
     }
 }

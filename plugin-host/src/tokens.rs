@@ -1,9 +1,9 @@
 //! Tokens that come back with time: so many a second, so many at once. Pure; time is an argument.
 //!
-//! What a plugin may do at a rate takes them: lines of its log, refusals that are logged, bytes
-//! through the egress proxy.
+//! What a plugin may do at a rate takes them: lines and bytes of its log, refusals that are logged,
+//! bytes through the egress proxy.
 
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 /// Tokens, of which at most `most` can be saved up.
 #[derive(Debug)]
@@ -42,9 +42,15 @@ impl Tokens {
         there
     }
 
-    /// Takes `tokens`, which the caller has seen to be there.
+    /// Takes `tokens`. Whoever has not seen them to be there owes them from then on.
     pub(crate) fn spend(&mut self, tokens: f64) {
         self.left -= tokens;
+    }
+
+    /// How long until none is owed; `None` where more were not taken than were there.
+    pub(crate) fn owed(&mut self, now: Instant) -> Option<Duration> {
+        let owed = -self.left(now);
+        (owed > 0.0).then(|| Duration::from_secs_f64(owed / self.per_second))
     }
 
     /// Returns tokens that were taken and not used.
@@ -55,9 +61,19 @@ impl Tokens {
 
 #[cfg(test)]
 mod tests {
-    use std::time::Duration;
-
     use super::*;
+
+    #[test]
+    fn what_is_owed_is_paid_back_by_time() {
+        let now = Instant::now();
+        let mut tokens = Tokens::full(10.0, 5.0, now);
+        tokens.spend(5.0);
+        assert_eq!(tokens.owed(now), None);
+        tokens.spend(20.0);
+        assert_eq!(tokens.owed(now), Some(Duration::from_secs(2)));
+        assert_eq!(tokens.owed(now + Duration::from_secs(1)), Some(Duration::from_secs(1)));
+        assert_eq!(tokens.owed(now + Duration::from_secs(3)), None);
+    }
 
     #[test]
     fn they_come_back_with_time_and_never_beyond_the_most() {

@@ -40,12 +40,13 @@
 //! | `big-answer[=BYTES]` | call | answers with 16 MiB |
 //! | `run` | call | runs a program beside it, named by `words`, and tells its output |
 //!
-//! An unknown trick ends it with code 2.
+//! `after=MS` at the start has the tricks behind it begin so long after it listens. An unknown trick
+//! ends it with code 2.
 
 mod sockets;
 mod tricks;
 
-use std::{env, future, process::ExitCode, time::Duration};
+use std::{env, future, process::ExitCode, thread, time::Duration};
 
 use blackhole_plugins::demo::DESCRIPTORS;
 use blackhole_plugins::demo::misfit_server::{Misfit, MisfitServer};
@@ -57,7 +58,7 @@ use tricks::Trick;
 
 fn main() -> ExitCode {
     let mut plugin = Plugin::new("misfit", "1.0.0");
-    let mut immortal = false;
+    let (mut immortal, mut after) = (false, None);
     for argument in env::args().skip(1) {
         let Some((trick, amount)) = Trick::parse(&argument) else {
             eprintln!("misfit: {argument:?} is none of its tricks; misfit/main.rs lists them");
@@ -92,13 +93,26 @@ fn main() -> ExitCode {
                 immortal = true;
                 plugin
             }
+            Trick::After => {
+                after = Some(Duration::from_millis(amount));
+                plugin
+            }
             Trick::NeverListen => tricks::sleep_for_ever(),
             Trick::Garbage => sockets::garbage(),
             Trick::Silent => sockets::silent(),
-            other => {
-                tricks::play(other, amount);
-                plugin
-            }
+            other => match after {
+                None => {
+                    tricks::play(other, amount);
+                    plugin
+                }
+                Some(after) => plugin.prepare(async move {
+                    thread::spawn(move || {
+                        thread::sleep(after);
+                        tricks::play(other, amount)
+                    });
+                    Ok::<_, &str>(())
+                }),
+            },
         };
     }
     let ended = plugin.descriptors(DESCRIPTORS).service(MisfitServer::new(Rogue)).run();

@@ -14,6 +14,7 @@ const DESCRIPTORS_MAX: u64 = 1_000_000;
 /// Something that a plugin ought not to do.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Trick {
+    After,
     CrashAtStart,
     ExitAtStart,
     CrashAfter,
@@ -59,6 +60,7 @@ impl Trick {
     pub fn parse(text: &str) -> Option<(Self, u64)> {
         let (name, amount) = text.split_once('=').unwrap_or((text, "0"));
         let trick = match name {
+            "after" => Self::After,
             "crash-at-start" => Self::CrashAtStart,
             "exit-at-start" => Self::ExitAtStart,
             "crash-after" => Self::CrashAfter,
@@ -148,9 +150,11 @@ pub fn sleep_for_ever() -> ! {
 }
 
 fn flood(lines: u64) {
-    let mut out = std::io::stderr().lock();
     for line in 0..lines {
-        if writeln!(out, "misfit: line {line} of a flood that means nothing at all").is_err() {
+        // Each by itself: what else it has to say finds its way between.
+        if writeln!(std::io::stderr(), "misfit: line {line} of a flood that means nothing at all")
+            .is_err()
+        {
             return;
         }
     }

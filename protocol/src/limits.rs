@@ -50,6 +50,9 @@ pub const PROVIDER_TTL_SECONDS: u64 = 30 * 60;
 /// A descriptor set of one plugin, as fetched from it or its peer.
 pub const DESCRIPTORS_BYTES_MAX: usize = 4 * 1024 * 1024;
 
+/// Figures of its own that one plugin has: each is a line on its node's metrics page.
+pub const FIGURES_MAX: usize = 64;
+
 /// A plugin manifest file.
 pub const MANIFEST_BYTES_MAX: usize = 64 * 1024;
 

@@ -15,16 +15,16 @@ use crate::{
     subjects::mesh::grpc_of,
 };
 
-/// Ways to misbehave from the start on.
+/// Ways to misbehave; those that would keep a plugin from becoming ready, a second after it is.
 const WAYS: [(&str, &[&str]); 10] = [
     ("forks", &["fork=100"]),
-    ("eats", &["eat-memory=4096"]),
-    ("leaks", &["leak-descriptors"]),
-    ("floods", &["flood-logs"]),
-    ("fills", &["fill-disk=4096"]),
+    ("eats", &["after=1000", "eat-memory=4096"]),
+    ("leaks", &["after=1000", "leak-descriptors"]),
+    ("floods", &["after=1000", "flood-logs"]),
+    ("fills", &["after=1000", "fill-disk=4096"]),
     ("silent", &["never-ready"]),
     ("crashes", &["crash-after=1000"]),
-    ("spins", &["ignore-sigterm", "spin"]),
+    ("stays", &["ignore-sigterm"]),
     ("hides", &["double-fork"]),
     ("speaks", &["write-on-handshake"]),
 ];
@@ -33,7 +33,7 @@ const WAYS: [(&str, &[&str]); 10] = [
 const EACH: u32 = 100;
 
 /// What each of them may use. They are started again as is the default.
-const LINES: &str = "start_timeout: 2m\nstop_grace: 200ms\n\
+const LINES: &str = "start_timeout: 20s\nstop_grace: 200ms\n\
                      resources: { processes: 40, memory: 32, max_files: 128 }";
 
 /// Calls a second of the plugin that behaves: enough for a p99 in a few seconds, too few to be
@@ -89,10 +89,11 @@ async fn start_all(stand: &Stand) -> Result<()> {
     }
 }
 
-/// Instances that have a process, or had one and lost it.
+/// Instances that have been started.
 fn begun(plugin: &Plugin) -> u32 {
-    let been = |it: &&Plugin| it.pid != 0 || it.restarts > 0 || it.crashes > 0;
-    plugin.instances.iter().filter(been).count() as u32
+    let waits = |it: &&Plugin| it.crashes == 0 && ["discovered", "loaded"].contains(&&*it.state);
+    let waiting = plugin.instances.iter().filter(waits).count();
+    (plugin.instances.len() - waiting) as u32
 }
 
 async fn start(stand: &Stand, name: &str, tricks: &[&str]) -> Result<()> {
@@ -110,7 +111,7 @@ fn figure(plan: Plan, runs: &[Run]) -> Figure {
     let method = format!(
         "p99 of {RATE} calls a second through the peer's gRPC port to one plugin, each counted from \
          when it was due, for {} s while {} others fork, eat memory, leak descriptors, flood their \
-         logs, fill their disk, never become ready, crash, spin, hide and speak out of turn, {EACH} \
+         logs, fill their disk, never become ready, crash, stay, hide and speak out of turn, {EACH} \
          each, and are started again by the default policy: {:.0} µs; against the same while there \
          are no others, in turns",
         plan.beside.as_secs(),

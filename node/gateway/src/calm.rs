@@ -12,7 +12,10 @@ use std::fmt;
 
 use tokio::time::Instant;
 
-use crate::bounds::{IDLE_FRAMES_EARNED, IDLE_FRAMES_MAX, IDLE_FRAMES_PER_SECOND};
+use crate::{
+    bounds::{IDLE_FRAMES_EARNED, IDLE_FRAMES_MAX, IDLE_FRAMES_PER_SECOND},
+    heads::Heads,
+};
 
 const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
 const HEAD_BYTES: usize = 9;
@@ -48,33 +51,15 @@ impl fmt::Display for Flood {
 impl std::error::Error for Flood {}
 
 /// Finds frames in one direction of a connection.
-#[derive(Debug)]
-struct Frames {
-    head: [u8; HEAD_BYTES],
-    head_bytes: usize,
-    /// Bytes of the current frame that have not passed.
-    left: usize,
-}
+#[derive(Debug, Default)]
+struct Frames(Heads<HEAD_BYTES>);
 
 impl Frames {
-    const NONE: Self = Self { head: [0; HEAD_BYTES], head_bytes: 0, left: 0 };
-
-    /// Follows the next bytes until a frame begins; what follows its head is left in `bytes`.
+    /// Follows the next bytes until a frame begins: its kind, its flags and its length.
     fn next(&mut self, bytes: &mut &[u8]) -> Option<(u8, u8, usize)> {
-        let passing = self.left.min(bytes.len());
-        self.left -= passing;
-        *bytes = &bytes[passing..];
-        let taken = (HEAD_BYTES - self.head_bytes).min(bytes.len());
-        let (now, later) = bytes.split_at(taken);
-        self.head[self.head_bytes..self.head_bytes + taken].copy_from_slice(now);
-        self.head_bytes += taken;
-        *bytes = later;
-        if self.head_bytes < HEAD_BYTES {
-            return None;
-        }
-        let [a, b, c, kind, flags, ..] = self.head;
+        let [a, b, c, kind, flags, ..] = self.0.next(bytes)?;
         let length = u32::from_be_bytes([0, a, b, c]) as usize;
-        (self.head_bytes, self.left) = (0, length);
+        self.0.follow(length);
         Some((kind, flags, length))
     }
 }
@@ -94,8 +79,8 @@ impl Calm {
     pub(crate) fn new(now: Instant) -> Self {
         Self {
             preface: Some(0),
-            read: Frames::NONE,
-            wrote: Frames::NONE,
+            read: Frames::default(),
+            wrote: Frames::default(),
             frames_left: IDLE_FRAMES_MAX,
             refilled: now,
         }
@@ -117,8 +102,7 @@ impl Calm {
             self.preface = Some(known + coming);
             bytes = &bytes[coming..];
         }
-        while !bytes.is_empty() {
-            let Some((kind, flags, length)) = self.read.next(&mut bytes) else { break };
+        while let Some((kind, flags, length)) = self.read.next(&mut bytes) {
             let carries = match kind {
                 DATA => length > 0 || flags & END_STREAM != 0,
                 HEADERS => true,
@@ -136,8 +120,7 @@ impl Calm {
         if self.preface != Some(PREFACE.len()) {
             return;
         }
-        while !bytes.is_empty() {
-            let Some((kind, ..)) = self.wrote.next(&mut bytes) else { break };
+        while let Some((kind, ..)) = self.wrote.next(&mut bytes) {
             if matches!(kind, DATA | HEADERS) {
                 self.frames_left =
                     self.frames_left.saturating_add(IDLE_FRAMES_EARNED).min(IDLE_FRAMES_MAX);

@@ -18,6 +18,7 @@ mod catalog;
 mod details;
 mod framed;
 mod grpc;
+mod heads;
 mod health;
 mod http_side;
 mod meters;

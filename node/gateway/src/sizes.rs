@@ -1,20 +1,12 @@
 //! Holds messages to their bound by reading the five bytes before each of them, as they pass.
-//!
-//! Source: gRPC over HTTP/2, *Length-Prefixed-Message*: one byte of flags, four of length.
 
 use protocol::limits::MESSAGE_BYTES_MAX;
 
-const PREFIX_BYTES: usize = 5;
+use crate::heads::{Heads, MESSAGE_HEAD_BYTES, message_bytes};
 
 /// Follows one direction of a call through its chunks.
 #[derive(Debug, Default)]
-pub(crate) struct Sizes {
-    prefix: [u8; PREFIX_BYTES],
-    /// Bytes of `prefix` that have come.
-    prefix_bytes: usize,
-    /// Bytes of the current message that have not come.
-    left: usize,
-}
+pub(crate) struct Sizes(Heads<MESSAGE_HEAD_BYTES>);
 
 /// A message is larger than the mesh carries.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -26,27 +18,12 @@ pub(crate) struct Oversize {
 impl Sizes {
     /// Follows the next chunk; fails at the first prefix above the bound.
     pub(crate) fn pass(&mut self, mut chunk: &[u8]) -> Result<(), Oversize> {
-        while !chunk.is_empty() {
-            if self.left > 0 {
-                let passing = self.left.min(chunk.len());
-                self.left -= passing;
-                chunk = &chunk[passing..];
-                continue;
+        while let Some(head) = self.0.next(&mut chunk) {
+            let bytes = message_bytes(head);
+            if bytes > MESSAGE_BYTES_MAX {
+                return Err(Oversize { bytes });
             }
-            let taken = (PREFIX_BYTES - self.prefix_bytes).min(chunk.len());
-            let (now, later) = chunk.split_at(taken);
-            self.prefix[self.prefix_bytes..self.prefix_bytes + taken].copy_from_slice(now);
-            self.prefix_bytes += taken;
-            chunk = later;
-            if self.prefix_bytes == PREFIX_BYTES {
-                let [_, length @ ..] = self.prefix;
-                let bytes = u32::from_be_bytes(length) as usize;
-                if bytes > MESSAGE_BYTES_MAX {
-                    return Err(Oversize { bytes });
-                }
-                self.left = bytes;
-                self.prefix_bytes = 0;
-            }
+            self.0.follow(bytes);
         }
         Ok(())
     }

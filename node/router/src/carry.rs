@@ -310,7 +310,8 @@ fn why(stop: Stop) -> &'static str {
 
 fn too_much_sent(mut failure: Failure) -> Failure {
     failure.message = format!(
-        "{}; not tried elsewhere, because more of the request had been sent than is kept to say again",
+        "{}; not tried elsewhere, because more of the request had been sent than is kept to say it \
+         again",
         failure.message
     );
     failure

@@ -8,10 +8,7 @@ use std::sync::{
     atomic::{AtomicU64, Ordering},
 };
 
-use protocol::proto::plugin::Metric;
-
-/// Figures that one plugin can have: its node shows as many.
-const FIGURES_MAX: usize = 64;
+use protocol::{limits::FIGURES_MAX, proto::plugin::Metric};
 
 /// The figures of a plugin; clones are the same ones. Handed over with
 /// [`Plugin::figures`](crate::Plugin::figures), they appear in `blackhole plugin info` and as
@@ -82,15 +79,11 @@ impl Figures {
 
     /// A counter with labels, at most eight; the same name and labels are the same counter.
     pub fn counter_with(&self, name: &str, labels: &[(&str, &str)]) -> Counter {
-        self.find(name, labels, |value| match value {
+        let known = |value: &Value| match value {
             Value::Counter(counter) => Some(counter.clone()),
             Value::Gauge(_) => None,
-        })
-        .unwrap_or_else(|| {
-            let counter = Counter::default();
-            self.enter(name, labels, Value::Counter(counter.clone()));
-            counter
-        })
+        };
+        self.own(name, labels, known, Value::Counter)
     }
 
     /// A gauge, at zero; named as a counter is. The same name is the same gauge.
@@ -100,37 +93,36 @@ impl Figures {
 
     /// A gauge with labels, at most eight; the same name and labels are the same gauge.
     pub fn gauge_with(&self, name: &str, labels: &[(&str, &str)]) -> Gauge {
-        self.find(name, labels, |value| match value {
+        let known = |value: &Value| match value {
             Value::Gauge(gauge) => Some(gauge.clone()),
             Value::Counter(_) => None,
-        })
-        .unwrap_or_else(|| {
-            let gauge = Gauge::default();
-            self.enter(name, labels, Value::Gauge(gauge.clone()));
-            gauge
-        })
+        };
+        self.own(name, labels, known, Value::Gauge)
     }
 
-    fn find<T>(
+    /// The one of this name, these labels and this kind, made where it is not there. One that finds
+    /// no room counts all the same, and is shown to nobody.
+    fn own<T: Clone + Default>(
         &self,
         name: &str,
         labels: &[(&str, &str)],
-        read: impl Fn(&Value) -> Option<T>,
-    ) -> Option<T> {
-        let figures = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        let mut known = figures.iter().filter(|figure| figure.is(name, labels));
-        known.find_map(|figure| read(&figure.value))
-    }
-
-    /// One that finds no room counts all the same, and is shown to nobody.
-    fn enter(&self, name: &str, labels: &[(&str, &str)], value: Value) {
+        known: impl Fn(&Value) -> Option<T>,
+        value: impl FnOnce(T) -> Value,
+    ) -> T {
         let mut figures = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut same = figures.iter().filter(|figure| figure.is(name, labels));
+        if let Some(found) = same.find_map(|figure| known(&figure.value)) {
+            return found;
+        }
+        let new = T::default();
         if figures.len() == FIGURES_MAX {
             tracing::warn!(name, "a plugin has at most {FIGURES_MAX} figures; this is not shown");
-            return;
+            return new;
         }
         let labels = labels.iter().map(|(key, value)| ((*key).to_owned(), (*value).to_owned()));
-        figures.push(Figure { name: name.into(), labels: labels.collect(), value });
+        let labels = labels.collect();
+        figures.push(Figure { name: name.into(), labels, value: value(new.clone()) });
+        new
     }
 
     /// All of them as they are now.

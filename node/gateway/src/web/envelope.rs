@@ -4,9 +4,10 @@
 use protocol::limits::MESSAGE_BYTES_MAX;
 
 use super::{hold::Hold, refusal::No};
+use crate::heads::{Heads, MESSAGE_HEAD_BYTES, message_bytes};
 
 /// Flags and length.
-pub(super) const PREFIX_BYTES: usize = 5;
+pub(super) const PREFIX_BYTES: usize = MESSAGE_HEAD_BYTES;
 
 /// The message is compressed, in all three.
 pub(super) const COMPRESSED: u8 = 1;
@@ -28,9 +29,8 @@ pub(super) fn wrap(flags: u8, message: &[u8]) -> Vec<u8> {
 
 /// Reads a prefix that a caller sent. `compressed` where it may have compressed the message.
 fn read(prefix: [u8; PREFIX_BYTES], compressed: bool) -> Result<usize, No> {
-    let [flags, length @ ..] = prefix;
-    let length = u32::from_be_bytes(length) as usize;
-    match flags {
+    let length = message_bytes(prefix);
+    match prefix[0] {
         0 => {}
         COMPRESSED if compressed => {}
         COMPRESSED => return Err(No::invalid("a message is compressed, but not said by what")),
@@ -51,40 +51,26 @@ fn read(prefix: [u8; PREFIX_BYTES], compressed: bool) -> Result<usize, No> {
 #[derive(Debug)]
 pub(super) struct Follow {
     compressed: bool,
-    prefix: [u8; PREFIX_BYTES],
-    prefix_bytes: usize,
-    /// Bytes of the current message that have not come.
-    left: usize,
+    heads: Heads<PREFIX_BYTES>,
 }
 
 impl Follow {
     /// `compressed` where the caller said by what.
     pub(super) fn new(compressed: bool) -> Self {
-        Self { compressed, prefix: [0; PREFIX_BYTES], prefix_bytes: 0, left: 0 }
+        Self { compressed, heads: Heads::default() }
     }
 
     /// Follows the next chunk.
     pub(super) fn pass(&mut self, mut chunk: &[u8]) -> Result<(), No> {
-        while !chunk.is_empty() {
-            let passing = self.left.min(chunk.len());
-            self.left -= passing;
-            chunk = &chunk[passing..];
-            let taken = (PREFIX_BYTES - self.prefix_bytes).min(chunk.len());
-            let (now, later) = chunk.split_at(taken);
-            self.prefix[self.prefix_bytes..self.prefix_bytes + taken].copy_from_slice(now);
-            self.prefix_bytes += taken;
-            chunk = later;
-            if self.prefix_bytes == PREFIX_BYTES {
-                self.left = read(self.prefix, self.compressed)?;
-                self.prefix_bytes = 0;
-            }
+        while let Some(prefix) = self.heads.next(&mut chunk) {
+            self.heads.follow(read(prefix, self.compressed)?);
         }
         Ok(())
     }
 
     /// No envelope is cut short at the end.
     pub(super) fn is_whole(&self) -> bool {
-        self.left == 0 && self.prefix_bytes == 0
+        self.heads.is_between()
     }
 }
 

@@ -17,6 +17,7 @@ use protocol::{
 use tokio::time::timeout_at;
 
 use super::{
+    GRPC_ENCODING,
     envelope::{self, COMPRESSED, Follow},
     hold::{Budget, Hold},
     json::{Shape, WHOLE_WITHIN},
@@ -99,7 +100,7 @@ impl Inbound {
     /// not tell.
     pub(super) async fn read(body: Rest, reading: Reading<'_>) -> Result<Self, No> {
         let Reading { kind, metadata, shape, budget, deadline, wrong } = reading;
-        let compressed = metadata.get("grpc-encoding").is_some_and(|value| value != "identity");
+        let compressed = metadata.get(GRPC_ENCODING).is_some_and(|value| value != "identity");
         let follow = Follow::new(compressed);
         let reader = match (kind, shape) {
             (Kind::Unary(form), shape) => {

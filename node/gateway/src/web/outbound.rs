@@ -20,6 +20,7 @@ use protocol::{
 use tonic::{Code, Status};
 
 use super::{
+    CONNECT_ENCODING, GRPC_ENCODING,
     envelope::{self, COMPRESSED, END_OF_STREAM, PREFIX_BYTES, TRAILERS},
     hold::{Budget, Hold},
     json::Shape,
@@ -33,9 +34,6 @@ use crate::{
     grpc::Outgoing,
     rescue::{self, GRPC_STATUS, PUSHBACK},
 };
-
-const GRPC_ENCODING: HeaderName = HeaderName::from_static("grpc-encoding");
-const CONNECT_ENCODING: HeaderName = HeaderName::from_static("connect-content-encoding");
 
 /// What is needed to write an answer.
 pub(super) struct Writing {
@@ -110,8 +108,7 @@ impl Writing {
         self.rest.drain().await;
         let no = self.wrong.get().cloned().or_else(|| message.as_ref().err().cloned());
         if let Some(no) = no {
-            trailers = no.answer().into_parts().0.headers;
-            trailers.remove(CONTENT_TYPE);
+            trailers = no.trailers();
         }
         let pause = trailers.get(PUSHBACK).cloned();
         let status = words::status(&trailers);
@@ -236,14 +233,13 @@ impl Outbound {
     fn end(&mut self, trailers: HeaderMap) -> Bytes {
         self.body = None;
         self.drain = Some(self.writing.rest.drain());
-        let trailers = match self.writing.wrong.get() {
-            Some(no) => no.answer().into_parts().0.headers,
+        let mut trailers = match self.writing.wrong.get() {
+            Some(no) => no.trailers(),
             None => trailers,
         };
+        trailers.remove(CONTENT_TYPE);
         match self.writing.kind {
             Kind::Web { text } => {
-                let mut trailers = trailers;
-                trailers.remove(CONTENT_TYPE);
                 if !trailers.contains_key(GRPC_STATUS) {
                     let message = "the answer ended without a status";
                     trailers
@@ -253,8 +249,6 @@ impl Outbound {
                 if text { text::encode(&last) } else { last.into() }
             }
             Kind::Stream(_) | Kind::Unary(_) => {
-                let mut trailers = trailers;
-                trailers.remove(CONTENT_TYPE);
                 envelope::wrap(END_OF_STREAM, &words::end_of_stream(&trailers)).into()
             }
         }
@@ -288,7 +282,7 @@ impl http_body::Body for Outbound {
                 },
                 Some(Err(_)) | None => Ok(this.end(HeaderMap::new())),
             };
-            let bytes = written.unwrap_or_else(|no| this.end(no.answer().into_parts().0.headers));
+            let bytes = written.unwrap_or_else(|no| this.end(no.trailers()));
             if !bytes.is_empty() {
                 return Poll::Ready(Some(Ok(Frame::data(bytes))));
             }

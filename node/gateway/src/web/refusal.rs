@@ -3,7 +3,7 @@
 use std::sync::{Arc, OnceLock};
 
 use axum::body::Body;
-use http::Response;
+use http::{HeaderMap, Response, header::CONTENT_TYPE};
 use protocol::failure::{Failure, Reason};
 
 use crate::rescue::{self, Refusal};
@@ -32,6 +32,13 @@ impl No {
             Self::Refused(refusal) => rescue::refuse(refusal),
             Self::Failed(failure) => rescue::answer(failure),
         }
+    }
+
+    /// The same, as the trailers of an answer that has begun.
+    pub(super) fn trailers(&self) -> HeaderMap {
+        let mut trailers = self.answer().into_parts().0.headers;
+        trailers.remove(CONTENT_TYPE);
+        trailers
     }
 }
 

@@ -41,6 +41,13 @@ pub const VERSION: u8 = 1;
 /// so one byte tells a link from HTTP/1, from HTTP/2 (`PRI * HTTP/2.0`) and from TLS (`0x16`).
 pub const MAGIC: [u8; 7] = *b"\xBBhlink\n";
 
+/// The first bytes on a lane, before the version: a stream beside a link, for the data of calls
+/// that have much of it. They differ from [`MAGIC`] after the third.
+pub const LANE_MAGIC: [u8; 7] = *b"\xBBhlane\n";
+
+/// Bytes with which a lane begins: [`LANE_MAGIC`], the version, and the number of its link.
+pub const LANE_PREFACE_BYTES: usize = PREFACE_BYTES + 8;
+
 /// The header with which a plugin's HTTP/2 health answer says that the same socket takes links.
 pub const ANNOUNCEMENT: (&str, &str) = ("bh-link", "1");
 
@@ -189,6 +196,18 @@ pub enum Frame {
         /// One sentence for a person.
         message: String,
     },
+    /// The answering side takes a lane beside this link, under this number.
+    Lanes(u64),
+    /// The reader of a call's data has a lane on which the rest of it may come.
+    Invite {
+        /// The call.
+        call: CallId,
+    },
+    /// The writer of a call's data accepts: what follows of it, and its end, come on the lane.
+    Moved {
+        /// The call.
+        call: CallId,
+    },
 }
 
 /// Why a side goes away.
@@ -269,12 +288,35 @@ pub fn read_preface(bytes: &[u8]) -> Result<Option<u8>, FrameError> {
     }
 }
 
+/// What the side that opens a lane sends on it first, and what the other side answers once the
+/// lane belongs to the link of that `number`.
+pub fn lane_preface(number: u64) -> [u8; LANE_PREFACE_BYTES] {
+    let mut bytes = [VERSION; LANE_PREFACE_BYTES];
+    bytes[..LANE_MAGIC.len()].copy_from_slice(&LANE_MAGIC);
+    bytes[PREFACE_BYTES..].copy_from_slice(&number.to_be_bytes());
+    bytes
+}
+
+/// Reads a lane's preface from the beginning of a stream, without consuming it. `None` if more
+/// bytes are needed to tell.
+pub fn read_lane_preface(bytes: &[u8]) -> Result<Option<u64>, FrameError> {
+    let known = bytes.len().min(LANE_MAGIC.len());
+    if bytes[..known] != LANE_MAGIC[..known] {
+        return Err(FrameError::NotALink);
+    }
+    if bytes.get(LANE_MAGIC.len()) == Some(&0) {
+        return Err(FrameError::Version { offered: 0 });
+    }
+    let number = bytes.get(PREFACE_BYTES..).and_then(<[u8]>::first_chunk);
+    Ok(number.map(|number| u64::from_be_bytes(*number)))
+}
+
 /// Decodes everything in `bytes` as one side's frames and checks that what was decoded encodes to
 /// something that decodes to the same. For fuzzing; panics where the codec contradicts itself.
 ///
 /// Returns how many frames were whole.
 pub fn fuzz(bytes: &[u8]) -> usize {
-    let _ = read_preface(bytes);
+    let _ = (read_preface(bytes), read_lane_preface(bytes));
     let mut input = BytesMut::from(bytes);
     let (mut decoder, mut encoder, mut again) =
         (Decoder::default(), Encoder::default(), Decoder::default());

@@ -8,7 +8,7 @@ use std::{fmt::Write as _, path::PathBuf, time::Duration};
 
 use blackhole_protocol::{
     failure::{Failure, Ran, Reason},
-    frame::{CallId, Decoder, Encoder, Frame, GoAwayCode, preface},
+    frame::{CallId, Decoder, Encoder, Frame, GoAwayCode, lane_preface, preface},
 };
 use bytes::{Bytes, BytesMut};
 use http::{HeaderMap, HeaderName, HeaderValue};
@@ -127,6 +127,9 @@ fn control() -> Vec<Valid> {
                 failure(Ran::Unknown, Reason::DeadlineExceeded, "too late"),
             ],
         ),
+        ("lanes are taken", vec![Frame::Lanes(7)]),
+        ("the reader of a call's data has a lane for it", vec![Frame::Invite { call }]),
+        ("its writer goes on there", vec![Frame::Moved { call }]),
     ]
 }
 
@@ -139,6 +142,9 @@ fn refused() -> Vec<(&'static str, &'static [u8])> {
         ("no credit", &[0, 0, 0, 4, 0, 0, 0, 1, 7, 0, 0, 0, 0, 0]),
         ("a ping of a call", &[0, 0, 0, 8, 0, 0, 0, 1, 8, 0, 1, 2, 3, 4, 5, 6, 7, 8]),
         ("data without any", &[0, 0, 0, 0, 0, 0, 0, 1, 2, 0]),
+        ("lanes of a call", &[0, 0, 0, 8, 0, 0, 0, 1, 128, 0, 0, 0, 0, 0, 0, 0, 0, 7]),
+        ("an invitation of no call", &[0, 0, 0, 0, 0, 0, 0, 0, 129, 0]),
+        ("moved, with something in it", &[0, 0, 0, 1, 0, 0, 0, 1, 130, 0, 0]),
         ("a reference to a path that was never sent", &[0, 0, 0, 2, 0, 0, 0, 1, 1, 0, 2, 0]),
     ]
 }
@@ -186,6 +192,9 @@ fn said(frame: &Frame) -> String {
         Frame::Pong(content) => format!("pong {}", hex(content)),
         Frame::GoAway { code: GoAwayCode::Closing, message } => format!("go-away 0 {message:?}"),
         Frame::GoAway { code: GoAwayCode::Violation, message } => format!("go-away 1 {message:?}"),
+        Frame::Lanes(number) => format!("lanes {number}"),
+        Frame::Invite { call } => format!("invite call={call}"),
+        Frame::Moved { call } => format!("moved call={call}"),
     }
 }
 
@@ -211,7 +220,8 @@ fn read(bytes: &[u8]) -> String {
 
 /// The file as this codec would write it.
 fn written() -> String {
-    let mut text = format!("{HEAD}\npreface\n{}\n", hex(&preface()));
+    let (link, lane) = (hex(&preface()), hex(&lane_preface(7)));
+    let mut text = format!("{HEAD}\npreface\n{link}\n\npreface of a lane of link 7\n{lane}\n");
     let mut add = |name: &str, bytes: &[u8]| {
         text += &["\n", name, "\n", &hex(bytes), "\n", &read(bytes)].concat();
     };

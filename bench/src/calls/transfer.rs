@@ -20,19 +20,25 @@ use crate::subjects::mesh::{FAR, Transport, grpc_of, two_peers};
 const SLICE: Duration = Duration::from_millis(100);
 
 /// The figures of this module.
-pub const NAMES: [&str; 4] =
-    ["bulk_ratio", "hol_p99_ratio", "hol_p99_ratio_quic", "hol_p99_ratio_tcp"];
+pub const NAMES: [&str; 5] = [
+    "bulk_ratio",
+    "hol_p99_ratio",
+    "hol_p99_ratio_quic",
+    "hol_p99_ratio_tcp",
+    "hol_p99_ratio_apart",
+];
 
 pub async fn measure(plan: Plan) -> Result<Vec<Figure>> {
     let world = World::new()?;
     let (quic, tcp) = (two_peers(Transport::Quic).await?, two_peers(Transport::Tcp).await?);
     let mut raw = RawStream::start(&world).await?;
     let (mut bulk, mut quiet) = (Bulk::default(), Vec::new());
-    let (mut over_quic, mut over_tcp) = (Vec::new(), Vec::new());
+    let (mut over_quic, mut over_tcp, mut apart) = (Vec::new(), Vec::new(), Vec::new());
     for _ in 0..plan.runs {
         bulk.run(plan, &mut raw, &quic).await?;
-        over_quic.push(head_of_line(plan, &quic, &mut quiet).await?);
-        over_tcp.push(head_of_line(plan, &tcp, &mut quiet).await?);
+        over_quic.push(head_of_line(plan, &quic, &quic, &mut quiet).await?);
+        over_tcp.push(head_of_line(plan, &tcp, &tcp, &mut quiet).await?);
+        apart.push(head_of_line(plan, &quic, &tcp, &mut quiet).await?);
     }
     for cluster in [quic, tcp] {
         cluster.stop().await?;
@@ -56,7 +62,19 @@ pub async fn measure(plan: Plan) -> Result<Vec<Figure>> {
         of(NAMES[1], 2.0, &worse, both),
         of(NAMES[2], 2.0, &over_quic, "QUIC between the peers"),
         of(NAMES[3], 4.0, &over_tcp, "TCP between the peers"),
+        apart_figure(plan, &apart, quiet.clone()),
     ])
+}
+
+/// What the processors alone do: with no stream, link or process in common.
+fn apart_figure(plan: Plan, runs: &[f64], quiet: String) -> Figure {
+    let how = format!(
+        "p99 of calls of 32 B between two peers (QUIC) while one call streams {} messages of 1 MiB \
+         between two others (TCP), against the same while nothing else moves: what sharing the \
+         processors costs, of which no peer can free another",
+        plan.messages
+    );
+    Figure::of(NAMES[4], "", Better::Lower, runs, how).against(quiet)
 }
 
 /// Megabytes a second of each run.
@@ -94,13 +112,18 @@ impl Bulk {
     }
 }
 
-/// How often as long small calls take during a transfer as without.
-async fn head_of_line(plan: Plan, peers: &Cluster, quiet: &mut Vec<f64>) -> Result<f64> {
-    let address = grpc_of(peers.peer(FAR)?)?;
+/// How often as long calls between `peers` take during a transfer between `busy` as without.
+async fn head_of_line(
+    plan: Plan,
+    peers: &Cluster,
+    busy: &Cluster,
+    quiet: &mut Vec<f64>,
+) -> Result<f64> {
+    let (address, to) = (grpc_of(peers.peer(FAR)?)?, grpc_of(busy.peer(FAR)?)?);
     let small = Load::connect(&address).await?;
     small.run(Demand::closed(1, plan.warm_up)).await?;
     let alone = small.run(Demand::closed(1, plan.single)).await?.percentile(0.99);
-    let moving = transfer(address, plan.messages);
+    let moving = transfer(to, plan.messages);
     let mut beside = Sample::default();
     loop {
         let slice = small.run(Demand::closed(1, SLICE)).await?;

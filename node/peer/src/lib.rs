@@ -20,6 +20,6 @@ pub use config::{PeerConfig, PeerLimits};
 pub use discovery::LocalDescriptors;
 pub use peer::{Notice, Peer, Ports};
 pub use swarm::{
-    AsyncReadWrite, ByteStream, ConnectionView, Counters, Inbound, MessageToken, NeighbourView,
-    PeerView, StartError, SwarmEvent, SwarmHandle, Transport, Verdict,
+    ByteStream, ConnectionView, Counters, Inbound, MessageToken, NeighbourView, PeerView,
+    StartError, SwarmEvent, SwarmHandle, Transport, Verdict,
 };

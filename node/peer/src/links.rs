@@ -4,7 +4,11 @@
 //! A link is opened at the first call and kept while it is used. Everyone who wants the same peer
 //! waits for the same attempt, each until its own deadline, and the attempt goes on when they have
 //! given up: the next one finds it made. A link that ended is forgotten, so that the next call
-//! makes a new one. Nothing here chooses a peer or looks into a call.
+//! makes a new one. A link through a third peer makes way for one on a direct connection as soon as
+//! there is one: calls from then on go there, those in flight end where they are. Beside a link
+//! there may be a lane, a second stream to the same peer: which link it belongs to is told by its
+//! first bytes, and believed only of the peer that opened the link. Nothing here chooses a peer or
+//! looks into a call.
 
 use std::{
     collections::HashMap,
@@ -18,7 +22,7 @@ use parking_lot::Mutex;
 use protocol::{
     failure::{Failure, Reason},
     id::PeerId,
-    ports::{Caller, Invoke, Reach},
+    ports::{Invoke, Reach},
 };
 use tokio::{
     io::{AsyncRead, AsyncWrite},
@@ -27,8 +31,10 @@ use tokio::{
 };
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
+use self::inbound::Inbound;
 use crate::{ByteStream, SwarmHandle};
 
+mod inbound;
 #[cfg(test)]
 mod tests;
 
@@ -36,27 +42,17 @@ mod tests;
 /// stream keeps a connection of some 100 KB alive, so this is 50 MB.
 const LINKS_MAX: usize = 512;
 
-/// Links that all peers together may have opened to this one.
-const INBOUND_MAX: usize = 1_024;
-
-/// Links that one peer may have opened to this one and that take calls. It needs one; more arise
-/// when its connection broke without this side's knowing. The newest are the ones it uses, so the
-/// oldest is drained for a new one.
-const INBOUND_PER_PEER_MAX: usize = 4;
-
-/// Links of one peer that are being drained; while there are so many it gets no new one.
-const DRAINING_PER_PEER_MAX: usize = 4;
-
 /// How long an attempt to open a link may take, whoever waits for it.
 const OPEN_MAX: Duration = Duration::from_secs(10);
 
 /// How long a link without calls is kept.
 const LINK_IDLE: Duration = Duration::from_mins(2);
 
-/// How long the calls of a link that is drained in favour of a newer one may still take.
-const DRAIN_MAX: Duration = Duration::from_secs(30);
+/// How often a relayed link looks for a direct connection.
+const DIRECT_LOOK: Duration = Duration::from_millis(250);
 
-const _: () = assert!(INBOUND_PER_PEER_MAX + DRAINING_PER_PEER_MAX < INBOUND_MAX);
+/// How long it rests after one that gave no stream.
+const DIRECT_REST: Duration = Duration::from_secs(5);
 
 /// Opens streams for calls to other peers. The swarm's handle does.
 pub trait OpenStream: Send + Sync + 'static {
@@ -70,6 +66,12 @@ pub trait OpenStream: Send + Sync + 'static {
         peer: PeerId,
         deadline: Instant,
     ) -> impl Future<Output = Result<Self::Stream, Failure>> + Send;
+
+    /// Whether `stream` goes through a third peer.
+    fn is_relayed(stream: &Self::Stream) -> bool;
+
+    /// Whether a stream to `peer` that is opened now need not.
+    fn has_direct(&self, peer: PeerId) -> bool;
 }
 
 impl OpenStream for SwarmHandle {
@@ -82,6 +84,14 @@ impl OpenStream for SwarmHandle {
     ) -> impl Future<Output = Result<ByteStream, Failure>> + Send {
         Self::open_stream(self, peer, deadline)
     }
+
+    fn is_relayed(stream: &ByteStream) -> bool {
+        stream.is_relayed()
+    }
+
+    fn has_direct(&self, peer: PeerId) -> bool {
+        Self::has_direct(self, peer)
+    }
 }
 
 /// All links of a peer and the tasks that drive them. [`Reach`] gives the link to a peer.
@@ -89,9 +99,9 @@ impl OpenStream for SwarmHandle {
 /// [`LinkPool::shutdown`] ends them in order; dropping the pool ends them at once.
 pub struct LinkPool<O: OpenStream = SwarmHandle>(Arc<Pool<O>>);
 
-struct Pool<O> {
+struct Pool<O: OpenStream> {
     opener: O,
-    state: Mutex<State>,
+    state: Mutex<State<O::Stream>>,
     tasks: TaskTracker,
     /// Links take no more calls.
     drain: CancellationToken,
@@ -99,11 +109,12 @@ struct Pool<O> {
     stop: CancellationToken,
 }
 
-#[derive(Default)]
-struct State {
+struct State<S> {
     outbound: HashMap<PeerId, Outbound>,
-    inbound: HashMap<PeerId, Vec<Inbound>>,
+    inbound: HashMap<PeerId, Vec<Inbound<S>>>,
     inbound_count: usize,
+    /// Streams that have not said yet what they are.
+    arriving: HashMap<PeerId, usize>,
     /// Numbers links, so that one that ends is not taken for the one after it.
     next: u64,
 }
@@ -114,11 +125,6 @@ enum Outbound {
 }
 
 type Opened = Result<Arc<Link>, Failure>;
-
-struct Inbound {
-    number: u64,
-    drain: CancellationToken,
-}
 
 impl<O: OpenStream> Reach<PeerId> for LinkPool<O> {
     fn reach(
@@ -159,41 +165,18 @@ impl<O: OpenStream> LinkPool<O> {
     pub fn new(opener: O) -> Self {
         Self(Arc::new(Pool {
             opener,
-            state: Mutex::default(),
+            state: Mutex::new(State::default()),
             tasks: TaskTracker::new(),
             drain: CancellationToken::new(),
             stop: CancellationToken::new(),
         }))
     }
 
-    /// Answers with `handler` the calls that `peer` makes on a stream it opened. A stream beyond
-    /// what a peer may have is dropped, which the other side sees as a link that was lost before
-    /// any call.
-    pub fn serve_inbound<S>(&self, peer: PeerId, stream: S, handler: Arc<dyn Invoke>)
-    where
-        S: AsyncRead + AsyncWrite + Send + Unpin + 'static,
-    {
-        let pool = &self.0;
-        let Some((number, drain)) = pool.admit(peer) else {
-            tracing::debug!(%peer, "refused a link: the peer has too many");
-            return;
-        };
-        let settings = LinkSettings { peer: Some(peer), ..LinkSettings::default() };
-        let drained = drain.clone().cancelled_owned();
-        let served = link::serve_until(stream, settings, Caller::Peer(peer), handler, drained);
-        let pool = pool.clone();
-        self.0.tasks.spawn(async move {
-            let patience = async {
-                drain.cancelled().await;
-                tokio::time::sleep(DRAIN_MAX).await;
-            };
-            tokio::select! {
-                end = served => tracing::debug!(%peer, %end, "an inbound link ended"),
-                () = patience => tracing::debug!(%peer, "an inbound link was not drained in time"),
-                () = pool.stop.cancelled() => {}
-            }
-            pool.dismiss(peer, number);
-        });
+    /// Answers with `handler` the calls that `peer` makes on a stream it opened, or takes the
+    /// stream as the lane of such a link. A stream beyond what a peer may have is dropped, which
+    /// the other side sees as a link that was lost before any call.
+    pub fn serve_inbound(&self, peer: PeerId, stream: O::Stream, handler: Arc<dyn Invoke>) {
+        self.0.take(peer, stream, handler);
     }
 
     /// Takes no more calls, gives those in flight `grace` to end, and ends every link and task.
@@ -267,71 +250,105 @@ impl<O: OpenStream> Pool<O> {
                 return;
             }
         };
+        self.carry(peer, number, stream, Some(report)).await;
+    }
+
+    /// One outbound link on its stream, to its end.
+    fn carry(
+        self: Arc<Self>,
+        peer: PeerId,
+        number: u64,
+        stream: O::Stream,
+        report: Option<watch::Sender<Option<Opened>>>,
+    ) -> BoxFuture<'static, ()> {
+        let relayed = O::is_relayed(&stream);
         let settings = LinkSettings {
             peer: Some(peer),
             link_idle: Some(LINK_IDLE),
             ..LinkSettings::default()
         };
-        let (link, driver) = link::client(stream, settings);
+        let pool = self.clone();
+        let lane = Box::new(move || {
+            let until = Instant::now() + OPEN_MAX;
+            async move { pool.opener.open_stream(peer, until).await.ok() }.boxed()
+        });
+        let (link, driver) = link::client_with_lane(stream, settings, lane);
         let link = Arc::new(link);
         let open = Outbound::Open { link: link.clone(), number, used: Instant::now() };
         self.state.lock().outbound.insert(peer, open);
-        report.send_replace(Some(Ok(link.clone())));
-        drop(report);
-        let drain = async {
-            self.drain.cancelled().await;
-            link.close();
-            std::future::pending::<()>().await;
+        if let Some(report) = report {
+            report.send_replace(Some(Ok(link.clone())));
+        }
+        async move {
+            let closing = async {
+                tokio::select! {
+                    () = self.drain.cancelled() => {}
+                    stream = self.direct(peer), if relayed => self.replace(peer, number, stream),
+                }
+                link.close();
+                std::future::pending::<()>().await;
+            };
+            tokio::select! {
+                end = driver => tracing::debug!(%peer, %end, "a link ended"),
+                () = self.stop.cancelled() => {}
+                () = closing => {}
+            }
+            let mut state = self.state.lock();
+            if state.has_link(peer, number) {
+                state.outbound.remove(&peer);
+            }
+        }
+        .boxed()
+    }
+
+    /// A stream to `peer` on a direct connection, once there is one.
+    async fn direct(&self, peer: PeerId) -> O::Stream {
+        loop {
+            tokio::time::sleep(DIRECT_LOOK).await;
+            if !self.opener.has_direct(peer) {
+                continue;
+            }
+            match self.opener.open_stream(peer, Instant::now() + OPEN_MAX).await {
+                Ok(stream) if !O::is_relayed(&stream) => return stream,
+                Ok(_) | Err(_) => tokio::time::sleep(DIRECT_REST).await,
+            }
+        }
+    }
+
+    /// Puts a link on `stream` in the place of the one of that number, if it is still there.
+    fn replace(self: &Arc<Self>, peer: PeerId, number: u64, stream: O::Stream) {
+        let next = {
+            let mut state = self.state.lock();
+            if !state.has_link(peer, number) || self.drain.is_cancelled() {
+                return;
+            }
+            state.next += 1;
+            state.next
         };
-        tokio::select! {
-            end = driver => tracing::debug!(%peer, %end, "a link ended"),
-            () = self.stop.cancelled() => {}
-            () = drain => {}
-        }
-        let mut state = self.state.lock();
-        let same =
-            |link: &Outbound| matches!(link, Outbound::Open { number: n, .. } if *n == number);
-        if state.outbound.get(&peer).is_some_and(same) {
-            state.outbound.remove(&peer);
-        }
-    }
-
-    /// A place for one more link of `peer`, if there is one.
-    fn admit(&self, peer: PeerId) -> Option<(u64, CancellationToken)> {
-        let mut state = self.state.lock();
-        let links = state.inbound.get(&peer).map_or(&[][..], Vec::as_slice);
-        let taking: Vec<_> = links.iter().filter(|link| !link.drain.is_cancelled()).collect();
-        let draining = links.len() - taking.len();
-        let full = state.inbound_count >= INBOUND_MAX || self.drain.is_cancelled();
-        if full || draining >= DRAINING_PER_PEER_MAX {
-            return None;
-        }
-        if taking.len() >= INBOUND_PER_PEER_MAX
-            && let Some(oldest) = taking.first()
-        {
-            oldest.drain.cancel();
-        }
-        state.next += 1;
-        state.inbound_count += 1;
-        let (number, drain) = (state.next, self.drain.child_token());
-        state.inbound.entry(peer).or_default().push(Inbound { number, drain: drain.clone() });
-        Some((number, drain))
-    }
-
-    fn dismiss(&self, peer: PeerId, number: u64) {
-        let mut state = self.state.lock();
-        let Some(links) = state.inbound.get_mut(&peer) else { return };
-        let before = links.len();
-        links.retain(|link| link.number != number);
-        let gone = before - links.len();
-        if links.is_empty() {
-            state.inbound.remove(&peer);
-        }
-        state.inbound_count -= gone;
+        tracing::debug!(%peer, "calls go over a direct connection from now on");
+        self.tasks.spawn(self.clone().carry(peer, next, stream, None));
     }
 }
 
-impl State {
+impl<S> Default for State<S> {
+    fn default() -> Self {
+        Self {
+            outbound: HashMap::new(),
+            inbound: HashMap::new(),
+            inbound_count: 0,
+            arriving: HashMap::new(),
+            next: 0,
+        }
+    }
+}
+
+impl<S> State<S> {
+    /// Whether the link to `peer` that calls use is the one of that number.
+    fn has_link(&self, peer: PeerId, number: u64) -> bool {
+        let link = self.outbound.get(&peer);
+        matches!(link, Some(Outbound::Open { number: n, .. }) if *n == number)
+    }
+
     /// Makes sure that a link to `peer` can be kept: closes the one unused for longest if need be.
     fn make_room(&mut self, peer: PeerId) -> Result<(), Failure> {
         if self.outbound.len() < LINKS_MAX || self.outbound.contains_key(&peer) {

@@ -25,6 +25,7 @@ use crate::{
     core::{Call, Core, Head, Over, ROUNDS_MAX, Received},
     desk::{Desk, Opening},
     half::{Answer, Half},
+    lane::{OpenLane, Queue, Unread, Via, Way},
     outbound::Outbound,
     wire::Begin,
 };
@@ -85,37 +86,36 @@ fn named(failure: Failure, settings: &LinkSettings) -> Failure {
 }
 
 /// `greeted`: the prefaces were exchanged already.
-pub(crate) fn new<S>(stream: S, settings: LinkSettings, greeted: bool) -> (Link, Client<S>)
+pub(crate) fn new<S>(
+    stream: S,
+    settings: LinkSettings,
+    greeted: bool,
+    lane: Option<OpenLane<S>>,
+) -> (Link, Client<S>)
 where
-    S: AsyncRead + AsyncWrite + Unpin,
+    S: AsyncRead + AsyncWrite + Send + Unpin + 'static,
 {
-    let core =
-        Core::new(stream, settings.clone(), if greeted { Begin::Greeted } else { Begin::Calling });
+    let begin = if greeted { Begin::Greeted } else { Begin::Calling };
+    let mut core = Core::new(Unread::from(stream), settings.clone(), begin);
+    if let Some(open) = lane {
+        core.way = Way::Open { open, number: None };
+    }
     let link = Link(Arc::new(Handle { desk: core.desk.clone(), settings }));
-    let unused_since = core.now;
-    let client = Client {
-        core,
-        rung: Vec::new(),
-        openings: Vec::new(),
-        next: 0,
-        unused_since,
-        leaving: None,
-    };
+    let client = Client { core, rung: Vec::new(), openings: Vec::new(), next: 0, leaving: None };
     (link, client)
 }
 
 /// The driver.
-pub(crate) struct Client<S: AsyncRead + AsyncWrite + Unpin> {
+pub(crate) struct Client<S: AsyncRead + AsyncWrite + Send + Unpin + 'static> {
     core: Core<S>,
     rung: Vec<u32>,
     openings: Vec<Opening>,
     next: u32,
-    unused_since: Instant,
     /// Why the link ends, and until when the rest may take.
     leaving: Option<(LinkEnd, Instant)>,
 }
 
-impl<S: AsyncRead + AsyncWrite + Unpin> Future for Client<S> {
+impl<S: AsyncRead + AsyncWrite + Send + Unpin + 'static> Future for Client<S> {
     type Output = LinkEnd;
 
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<LinkEnd> {
@@ -142,7 +142,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Future for Client<S> {
     }
 }
 
-impl<S: AsyncRead + AsyncWrite + Unpin> Client<S> {
+impl<S: AsyncRead + AsyncWrite + Send + Unpin + 'static> Client<S> {
     /// Does all there is to do. True if there may be more.
     fn turn(&mut self, cx: &mut Context<'_>) -> Result<bool, LinkEnd> {
         for _ in 0..ROUNDS_MAX {
@@ -154,10 +154,15 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Client<S> {
             if let Some(end) = self.core.wire.end() {
                 return Err(end);
             }
+            self.core.poll_lane(cx);
+            busy |= self.core.fill_lane(cx)?;
+            while let Some(frame) = self.core.lane_frame()? {
+                self.dispatch_of_lane(frame)?;
+            }
             self.pump_stalled();
             self.watch(cx)?;
-            self.core.wire.flush(cx, self.core.now)?;
-            busy |= self.core.stalled() > 0 && !self.core.wire.out.is_full();
+            self.core.flush(cx)?;
+            busy |= self.core.has_more();
             if !busy {
                 return self.rest().map(|()| false);
             }
@@ -230,12 +235,17 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Client<S> {
             None | Some(Over::Told) => {}
             Some(Over::Failed(failure)) => self.fail(id, failure),
         }
+        if self.core.calls.get(&id).is_some_and(|call| call.moving.queue() == Queue::Large) {
+            self.core.want_lane();
+        }
     }
 
     fn pump_stalled(&mut self) {
-        for _ in 0..self.core.stalled() {
-            let Some(id) = self.core.next_stalled() else { return };
-            self.pump(id);
+        for queue in Queue::ALL {
+            for _ in 0..self.core.stalled(queue) {
+                let Some(id) = self.core.next_stalled(queue) else { break };
+                self.pump(id);
+            }
         }
     }
 
@@ -258,7 +268,6 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Client<S> {
     fn remove(&mut self, id: u32) -> Option<Call> {
         let call = self.core.remove(id)?;
         self.core.desk.release(1);
-        self.unused_since = self.core.now;
         Some(call)
     }
 
@@ -270,18 +279,18 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Client<S> {
                 {
                     return Err(LinkEnd::Violation { what: "it answered a call twice" });
                 }
-                self.receive(call, Some(metadata), data, end)
+                self.receive(call, Via::Link, Some(metadata), data, end.map(Ok))
             }
             Frame::Data { end: true, .. } => {
                 Err(LinkEnd::Violation { what: "it ended an answer as if it were the caller" })
             }
             Frame::Data { call, data, .. } => {
                 self.expect_answered(call)?;
-                self.receive(call, None, data, None)
+                self.receive(call, Via::Link, None, data, None)
             }
             Frame::End { call, outcome: Ok(trailers) } => {
                 self.expect_answered(call)?;
-                self.receive(call, None, Bytes::new(), Some(trailers))
+                self.receive(call, Via::Link, None, Bytes::new(), Some(Ok(trailers)))
             }
             Frame::End { call, outcome: Err(failure) } => {
                 self.fail(call.0, failure);
@@ -304,9 +313,33 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Client<S> {
             Frame::GoAway { code: GoAwayCode::Violation, message } => {
                 Err(LinkEnd::RefusedByOther { message })
             }
+            Frame::Lanes(number) => self.core.offered(number),
+            Frame::Invite { call } => {
+                self.core.invited(call.0)?;
+                self.pump(call.0);
+                Ok(())
+            }
+            Frame::Moved { call } => {
+                if let Received::Ended = self.core.moved(call.0)? {
+                    self.remove(call.0);
+                }
+                Ok(())
+            }
             Frame::Open { .. } | Frame::HalfClose { .. } | Frame::Cancel { .. } => {
                 Err(LinkEnd::Violation { what: "it sent what only a caller sends" })
             }
+        }
+    }
+
+    fn dispatch_of_lane(&mut self, frame: Frame) -> Result<(), LinkEnd> {
+        match frame {
+            Frame::Data { call, data, end: false } => {
+                self.receive(call, Via::Lane, None, data, None)
+            }
+            Frame::End { call, outcome } => {
+                self.receive(call, Via::Lane, None, Bytes::new(), Some(outcome))
+            }
+            _ => Err(LinkEnd::Violation { what: "it sent on the lane what belongs on the link" }),
         }
     }
 
@@ -322,19 +355,23 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Client<S> {
     fn receive(
         &mut self,
         call: CallId,
+        via: Via,
         head: Option<HeaderMap>,
         data: Bytes,
-        trailers: Option<HeaderMap>,
+        outcome: Option<Result<HeaderMap, Failure>>,
     ) -> Result<(), LinkEnd> {
-        let over = trailers.is_some();
-        let ending = trailers.map(|map| Ok(Some(map).filter(|map| !map.is_empty())));
-        match self.core.receive(call.0, head, data, ending)? {
+        let settings = &self.core.settings;
+        let ending = outcome.map(|outcome| match outcome {
+            Ok(trailers) => Ok(Some(trailers).filter(|map| !map.is_empty())),
+            Err(failure) => Err(named(failure, settings)),
+        });
+        match self.core.receive(call.0, via, head, data, ending)? {
             Received::Shed => {
                 let failure = self.core.shed();
                 self.core.wire.out.encode(Bytes::new(), |encoder, out| encoder.cancel(out, call));
                 self.fail(call.0, failure);
             }
-            Received::Kept if over => {
+            Received::Ended => {
                 self.remove(call.0);
             }
             Received::Kept | Received::Unknown => {}
@@ -357,7 +394,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Client<S> {
             if self.core.calls.is_empty()
                 && let Some(idle) = self.core.settings.link_idle
             {
-                let at = self.unused_since + idle;
+                let at = self.core.unused_since + idle;
                 if at <= self.core.now && self.core.desk.close_if_unused() {
                     return Err(LinkEnd::Idle);
                 }
@@ -392,7 +429,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Client<S> {
     }
 }
 
-impl<S: AsyncRead + AsyncWrite + Unpin> Drop for Client<S> {
+impl<S: AsyncRead + AsyncWrite + Send + Unpin + 'static> Drop for Client<S> {
     fn drop(&mut self) {
         if self.leaving.is_none() {
             self.end_all(&LinkEnd::Closed);

@@ -15,7 +15,7 @@ use futures::{future::BoxFuture, task::waker_ref};
 use http::HeaderMap;
 use protocol::{
     failure::{Failure, Ran, Reason},
-    frame::{CALL_CREDIT_BYTES, CallId, GoAwayCode, data_cost},
+    frame::{CALL_CREDIT_BYTES, CallId, FRAME_DATA_BYTES_MAX, GoAwayCode, data_cost},
     ports::{CallHead, Reply},
 };
 use tokio::{
@@ -27,6 +27,7 @@ use crate::{
     CALL_CREDIT_BYTES_MAX, GROWTH_BYTES_MAX, LinkEnd, LinkSettings,
     desk::Desk,
     half::{Ending, Half},
+    lane::{Moving, Queue, Unread, Via, Way},
     outbound::{Burst, Outbound},
     send::send,
     wire::{Begin, Wire},
@@ -37,6 +38,10 @@ pub(crate) const ROUNDS_MAX: usize = 8;
 
 /// What one call may send in one round, in bytes, before others have their turn.
 const TURN_BYTES: usize = 64 * 1024;
+
+/// Data in one frame of a large call on the link: beyond what is queued already, a small call that
+/// comes now waits for no more.
+const SLICE_BYTES: usize = 32 * 1024;
 
 /// Deadlines are looked at no more often than this.
 const EXPIRY_STEP: Duration = Duration::from_millis(1);
@@ -55,6 +60,7 @@ pub(crate) struct Call {
     inbound_over: bool,
     /// How far the link must be written for the other side to know of the call.
     pub(crate) opened_at: Option<u64>,
+    pub(crate) moving: Moving,
     touched: Instant,
     window: Window,
     stalled: bool,
@@ -77,10 +83,21 @@ impl Call {
             answered: false,
             inbound_over: false,
             opened_at: None,
+            moving: Moving::default(),
             touched: now,
             window: Window { left: CALL_CREDIT_BYTES, size: CALL_CREDIT_BYTES },
             stalled: false,
         }
+    }
+
+    pub(crate) fn is_inbound_over(&self) -> bool {
+        self.inbound_over
+    }
+
+    /// The other side has sent all it has to send, and ends so.
+    pub(crate) fn finish_inbound(&mut self, ending: Option<Ending>) {
+        self.inbound_over = true;
+        self.half.arrive(None, Bytes::new(), ending);
     }
 
     fn expires(&self, idle: Duration) -> Instant {
@@ -124,6 +141,8 @@ const REST_AFTER: Duration = Duration::from_millis(10);
 /// What became of a frame's content.
 pub(crate) enum Received {
     Kept,
+    /// And it was the last of its call's half.
+    Ended,
     /// Its call is over.
     Unknown,
     /// There is no room for it on this link.
@@ -132,34 +151,45 @@ pub(crate) enum Received {
 
 pub(crate) struct Core<S> {
     pub(crate) wire: Wire<S>,
+    /// For the data of large calls; what there is else travels on the link.
+    pub(crate) lane: Option<Wire<S>>,
+    pub(crate) way: Way<S>,
+    /// Under which number the answering side takes a lane.
+    pub(crate) lane_number: Option<u64>,
     pub(crate) desk: Arc<Desk>,
     pub(crate) settings: LinkSettings,
     pub(crate) now: Instant,
     pub(crate) calls: HashMap<u32, Call>,
-    /// Calls with more to send that wait until what was queued is written.
-    stalled: VecDeque<u32>,
+    /// Calls with more to send that wait until what was queued is written, by [`Queue`].
+    stalled: [VecDeque<u32>; Queue::ALL.len()],
     growth_left: usize,
     /// No call expires before.
     expiry: Option<Instant>,
     alarm: Alarm,
-    /// Since when there are no calls; `None` while there are, and once everything is put away.
-    unused_since: Option<Instant>,
-    answering: bool,
+    /// When there last were calls, if there are none.
+    pub(crate) unused_since: Instant,
+    /// Everything was put away since then.
+    rested: bool,
+    pub(crate) answering: bool,
 }
 
-impl<S: AsyncRead + AsyncWrite + Unpin> Core<S> {
-    pub(crate) fn new(stream: S, settings: LinkSettings, begin: Begin) -> Self {
+impl<S: AsyncRead + AsyncWrite + Send + Unpin + 'static> Core<S> {
+    pub(crate) fn new(stream: Unread<S>, settings: LinkSettings, begin: Begin) -> Self {
         Self {
             wire: Wire::new(stream, begin),
+            lane: None,
+            way: Way::Closed,
+            lane_number: None,
             desk: Arc::new(Desk::new(settings.calls_max)),
             settings,
             now: Instant::now(),
             calls: HashMap::new(),
-            stalled: VecDeque::new(),
+            stalled: Default::default(),
             growth_left: GROWTH_BYTES_MAX,
             expiry: None,
             alarm: Alarm::default(),
-            unused_since: Some(Instant::now()),
+            unused_since: Instant::now(),
+            rested: false,
             answering: begin == Begin::Answering,
         }
     }
@@ -167,7 +197,6 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Core<S> {
     pub(crate) fn insert(&mut self, id: u32, call: Call) {
         if self.calls.is_empty() {
             self.wire.expect(self.now);
-            self.unused_since = None;
         }
         let expires = call.expires(self.settings.call_idle);
         self.expiry = Some(self.expiry.map_or(expires, |at| at.min(expires)));
@@ -178,7 +207,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Core<S> {
     pub(crate) fn remove(&mut self, id: u32) -> Option<Call> {
         let call = self.calls.remove(&id)?;
         if self.calls.is_empty() {
-            self.unused_since = Some(self.now);
+            (self.unused_since, self.rested) = (self.now, false);
         }
         self.growth_left += call.window.size - CALL_CREDIT_BYTES;
         Some(call)
@@ -188,6 +217,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Core<S> {
     pub(crate) fn receive(
         &mut self,
         id: u32,
+        via: Via,
         head: Option<HeaderMap>,
         data: Bytes,
         ending: Option<Ending>,
@@ -196,19 +226,28 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Core<S> {
         if call.inbound_over {
             return Err(LinkEnd::Violation { what: "it sent more after the end of a call" });
         }
-        let cost = data_cost(data.len());
+        call.expect_via(via)?;
+        let (bytes, cost) = (data.len(), data_cost(data.len()));
         let Some(left) = call.window.left.checked_sub(cost) else {
             return Err(LinkEnd::Violation { what: "it sent more than it had credit for" });
         };
         call.window.left = left;
         call.touched = self.now;
-        call.inbound_over = ending.is_some();
         let queued = self.desk.queued_bytes.load(Ordering::Relaxed);
         if queued + cost > self.settings.queued_bytes_max && cost > 0 {
             return Ok(Received::Shed);
         }
+        if call.is_early(via) {
+            call.hold(&self.desk, data, ending);
+            return Ok(Received::Kept);
+        }
+        call.inbound_over = ending.is_some();
+        let received = if ending.is_some() { Received::Ended } else { Received::Kept };
         call.half.arrive(head, data, ending);
-        Ok(Received::Kept)
+        if via == Via::Link {
+            self.note_received(id, bytes);
+        }
+        Ok(received)
     }
 
     /// The failure of a call that found no room.
@@ -239,17 +278,23 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Core<S> {
     /// Sends what a call has to say, as far as credit and its turn go.
     pub(crate) fn pump(&mut self, id: u32) -> Option<Over> {
         let call = self.calls.get_mut(&id)?;
-        let out = &mut self.wire.out;
         let mut sent = 0;
         while let Some(outbound) = &mut call.outbound {
-            if out.is_full() || sent >= TURN_BYTES {
+            let queue = call.moving.queue();
+            let out = match &mut self.lane {
+                Some(lane) if queue == Queue::Lane => &mut lane.out,
+                _ => &mut self.wire.out,
+            };
+            let full = if queue == Queue::Large { out.is_full_for_large() } else { out.is_full() };
+            if full || sent >= TURN_BYTES {
                 if !call.stalled {
                     call.stalled = true;
-                    self.stalled.push_back(id);
+                    self.stalled[queue as usize].push_back(id);
                 }
                 return None;
             }
-            let burst = outbound.burst(&mut Context::from_waker(&waker_ref(&call.half)));
+            let slice = if queue == Queue::Large { SLICE_BYTES } else { FRAME_DATA_BYTES_MAX };
+            let burst = outbound.burst(&mut Context::from_waker(&waker_ref(&call.half)), slice);
             if burst.is_some() {
                 call.touched = self.now;
             } else if call.head.is_none() {
@@ -257,6 +302,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Core<S> {
             }
             let burst = burst.unwrap_or(Burst { data: Bytes::new(), ending: None });
             sent += burst.data.len() + 1;
+            call.moving.sent += burst.data.len();
             if let Some(over) = send(out, CallId(id), call, burst, self.now, self.answering) {
                 return Some(over);
             }
@@ -265,9 +311,9 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Core<S> {
     }
 
     /// A call that waited for room, if there is room.
-    pub(crate) fn next_stalled(&mut self) -> Option<u32> {
-        while !self.wire.out.is_full() {
-            let id = self.stalled.pop_front()?;
+    pub(crate) fn next_stalled(&mut self, queue: Queue) -> Option<u32> {
+        while self.has_room(queue) {
+            let id = self.stalled[queue as usize].pop_front()?;
             if let Some(call) = self.calls.get_mut(&id) {
                 call.stalled = false;
                 return Some(id);
@@ -276,8 +322,22 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Core<S> {
         None
     }
 
-    pub(crate) fn stalled(&self) -> usize {
-        self.stalled.len()
+    pub(crate) fn stalled(&self, queue: Queue) -> usize {
+        self.stalled[queue as usize].len()
+    }
+
+    /// Whether calls wait that need not.
+    pub(crate) fn has_more(&self) -> bool {
+        Queue::ALL.into_iter().any(|queue| self.stalled(queue) > 0 && self.has_room(queue))
+    }
+
+    fn has_room(&self, queue: Queue) -> bool {
+        match queue {
+            Queue::Small => !self.wire.out.is_full(),
+            Queue::Large => !self.wire.out.is_full_for_large(),
+            // Without one, calls that were to move go on where they are.
+            Queue::Lane => self.lane.as_ref().is_none_or(|lane| !lane.out.is_full()),
+        }
     }
 
     pub(crate) fn credit(&mut self, id: u32, bytes: u32) {
@@ -331,14 +391,16 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Core<S> {
         cx: &mut Context<'_>,
         due: Option<Instant>,
     ) -> Result<bool, LinkEnd> {
-        if let Some(since) = self.unused_since
-            && self.now >= since + REST_AFTER
-        {
+        let resting = self.calls.is_empty() && !self.rested;
+        if resting && self.now >= self.unused_since + REST_AFTER {
             self.wire.shrink();
+            if let Some(lane) = &mut self.lane {
+                lane.shrink();
+            }
             self.expiry = None;
-            self.unused_since = None;
+            self.rested = true;
         }
-        let rest = self.unused_since.map(|since| since + REST_AFTER);
+        let rest = (self.calls.is_empty() && !self.rested).then(|| self.unused_since + REST_AFTER);
         let mut due = [due, rest, self.expiry].into_iter().flatten().min();
         if !self.calls.is_empty() {
             let look = self.wire.watch(self.now, self.settings.quiet, self.settings.silence)?;
@@ -364,9 +426,16 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Core<S> {
         self.wire.out.encode(Bytes::new(), |encoder, out| encoder.go_away(out, code, &message));
     }
 
+    fn poll_leave(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        // An error means that there is nobody to tell.
+        let link = self.wire.leave(cx).is_ready();
+        let lane = self.lane.as_mut().is_none_or(|lane| lane.leave(cx).is_ready());
+        if link && lane { Poll::Ready(()) } else { Poll::Pending }
+    }
+
     /// Writes what is left and lets go of the stream, within `settings.quiet`.
     pub(crate) fn leave(&mut self, cx: &mut Context<'_>, until: Instant) -> Poll<()> {
-        while self.wire.leave(cx).is_pending() {
+        while self.poll_leave(cx).is_pending() {
             if !self.alarm.fired(cx, Some(until)) {
                 return Poll::Pending;
             }

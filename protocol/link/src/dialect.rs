@@ -74,5 +74,5 @@ where
         _ => lost(error),
     })?;
     read_preface(&answer)?;
-    Ok(client::new(stream, settings, true))
+    Ok(client::new(stream, settings, true, None))
 }

@@ -10,6 +10,9 @@
 //! reader who does not read: each call has credit of its own, and a reader who stops costs the link
 //! at most what that call may send.
 //!
+//! Small calls go first. Whoever has sent much gives way in the queue, and between peers goes on on
+//! a lane, a second stream beside the link ([`client_with_lane`], [`serve_with_lane`]).
+//!
 //! Handlers and bodies are polled in the driver's task, so they must not block: what takes the
 //! processor for long belongs on a task of its own. A panic in one costs its call only.
 //!
@@ -23,6 +26,7 @@ mod core;
 mod desk;
 mod dialect;
 mod half;
+mod lane;
 mod outbound;
 mod reconnecting;
 mod send;
@@ -41,6 +45,7 @@ use tokio::io::{AsyncRead, AsyncWrite};
 
 pub use client::Link;
 pub use dialect::{Dialect, Socket, connect, sniff};
+pub use lane::{Arrival, OpenLane, Seat, Unread, arrival};
 pub use reconnecting::Reconnecting;
 
 /// Calls in flight on one link; the next one is refused as busy, at once. A call costs about a
@@ -177,7 +182,20 @@ pub fn client<S>(
 where
     S: AsyncRead + AsyncWrite + Send + Unpin + 'static,
 {
-    client::new(stream, settings, false)
+    client::new(stream, settings, false, None)
+}
+
+/// As [`client()`], for a link beside which the data of large calls may have a stream of its own:
+/// `open` opens it, at most once, when it is first wanted and the other side takes it.
+pub fn client_with_lane<S>(
+    stream: S,
+    settings: LinkSettings,
+    open: OpenLane<S>,
+) -> (Link, impl Future<Output = LinkEnd> + Send + use<S>)
+where
+    S: AsyncRead + AsyncWrite + Send + Unpin + 'static,
+{
+    client::new(stream, settings, false, Some(open))
 }
 
 /// Answers the calls that the other side of `stream` opens: each becomes one
@@ -208,5 +226,23 @@ where
     S: AsyncRead + AsyncWrite + Send + Unpin + 'static,
     D: Future<Output = ()> + Send + 'static,
 {
-    serve::Server::new(stream, settings, caller, handler, Box::pin(drain))
+    let stream = Unread::from(stream);
+    serve::Server::new(stream, None, settings, caller, handler, Box::pin(drain))
+}
+
+/// As [`serve_until()`], with a seat for the stream on which the data of large calls may come and
+/// go; the other side is told of it.
+pub fn serve_with_lane<S, D>(
+    stream: Unread<S>,
+    seat: Seat<S>,
+    settings: LinkSettings,
+    caller: Caller,
+    handler: Arc<dyn Invoke>,
+    drain: D,
+) -> impl Future<Output = LinkEnd> + Send
+where
+    S: AsyncRead + AsyncWrite + Send + Unpin + 'static,
+    D: Future<Output = ()> + Send + 'static,
+{
+    serve::Server::new(stream, Some(seat), settings, caller, handler, Box::pin(drain))
 }

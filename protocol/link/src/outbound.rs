@@ -10,7 +10,7 @@ use bytes::Bytes;
 use http_body::Body as _;
 use protocol::{
     failure::{Failure, Reason},
-    frame::{CALL_CREDIT_BYTES, DATA_COST_BYTES, FRAME_DATA_BYTES_MAX, data_cost},
+    frame::{CALL_CREDIT_BYTES, DATA_COST_BYTES, data_cost},
     ports::Body,
 };
 
@@ -47,9 +47,9 @@ impl Outbound {
         self.credit = self.credit.saturating_add(bytes);
     }
 
-    /// What can be sent now; `None` if nothing, in which case `cx` is woken when the body has more,
-    /// or credit is what is missing.
-    pub(crate) fn burst(&mut self, cx: &mut Context<'_>) -> Option<Burst> {
+    /// What can be sent now, `bytes_max` of data at most; `None` if nothing, in which case `cx` is
+    /// woken when the body has more, or credit is what is missing.
+    pub(crate) fn burst(&mut self, cx: &mut Context<'_>, bytes_max: usize) -> Option<Burst> {
         if self.staged.is_empty() {
             match self.next(cx)? {
                 Next::Data(data) => self.staged = data,
@@ -59,8 +59,7 @@ impl Outbound {
             }
         }
         let affordable = self.credit.checked_sub(DATA_COST_BYTES).filter(|bytes| *bytes > 0)?;
-        let data =
-            self.staged.split_to(self.staged.len().min(affordable).min(FRAME_DATA_BYTES_MAX));
+        let data = self.staged.split_to(self.staged.len().min(affordable).min(bytes_max));
         self.credit -= data_cost(data.len());
         // What follows at once goes into the same frame, if it is the ending.
         let mut ending = None;

@@ -26,6 +26,7 @@ use crate::{
     LinkEnd, LinkSettings,
     core::{Call, Core, Head, ROUNDS_MAX, Received},
     half::{self, Half},
+    lane::{Queue, Seat, Unread, Via},
     outbound::{Outbound, guard},
     wire::Begin,
 };
@@ -33,12 +34,16 @@ use crate::{
 /// The driver.
 pub(crate) struct Server<S> {
     core: Core<S>,
+    /// For a lane, until the other side is known to speak frames.
+    seat: Option<Seat<S>>,
     caller: Caller,
     handler: Arc<dyn Invoke>,
     rung: Vec<u32>,
     began: Instant,
     /// Done when no more calls are to be taken.
     drain: Option<BoxFuture<'static, ()>>,
+    /// Since when the last call of a drained link with a lane is over.
+    drained: Option<Instant>,
     /// Why the link ends, and until when the rest may take.
     leaving: Option<(LinkEnd, Instant)>,
 }
@@ -52,21 +57,22 @@ struct Request {
     end: bool,
 }
 
-impl<S: AsyncRead + AsyncWrite + Unpin> Server<S> {
+impl<S: AsyncRead + AsyncWrite + Send + Unpin + 'static> Server<S> {
     pub(crate) fn new(
-        stream: S,
+        stream: Unread<S>,
+        seat: Option<Seat<S>>,
         settings: LinkSettings,
         caller: Caller,
         handler: Arc<dyn Invoke>,
         drain: BoxFuture<'static, ()>,
     ) -> Self {
         let core = Core::new(stream, settings, Begin::Answering);
-        let (began, drain) = (core.now, Some(drain));
-        Self { core, caller, handler, rung: Vec::new(), began, drain, leaving: None }
+        let (began, drain, rung) = (core.now, Some(drain), Vec::new());
+        Self { core, seat, caller, handler, rung, began, drain, drained: None, leaving: None }
     }
 }
 
-impl<S: AsyncRead + AsyncWrite + Unpin> Future for Server<S> {
+impl<S: AsyncRead + AsyncWrite + Send + Unpin + 'static> Future for Server<S> {
     type Output = LinkEnd;
 
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<LinkEnd> {
@@ -93,7 +99,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Future for Server<S> {
     }
 }
 
-impl<S: AsyncRead + AsyncWrite + Unpin> Server<S> {
+impl<S: AsyncRead + AsyncWrite + Send + Unpin + 'static> Server<S> {
     /// Does all there is to do. True if there may be more.
     fn turn(&mut self, cx: &mut Context<'_>) -> Result<bool, LinkEnd> {
         self.poll_drain(cx);
@@ -106,10 +112,16 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Server<S> {
             if let Some(end) = self.core.wire.end() {
                 return Err(end);
             }
+            self.offer();
+            self.core.poll_lane(cx);
+            busy |= self.core.fill_lane(cx)?;
+            while let Some(frame) = self.core.lane_frame()? {
+                self.dispatch_of_lane(frame)?;
+            }
             self.pump_stalled();
             self.watch(cx)?;
-            self.core.wire.flush(cx, self.core.now)?;
-            busy |= self.core.stalled() > 0 && !self.core.wire.out.is_full();
+            self.core.flush(cx)?;
+            busy |= self.core.has_more();
             if !busy {
                 return self.rest().map(|()| false);
             }
@@ -126,10 +138,28 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Server<S> {
         }
     }
 
-    /// A drained link ends when the last answer is written.
+    /// Says after the preface that there is a seat for a lane.
+    fn offer(&mut self) {
+        if self.core.wire.preface_seen()
+            && let Some(seat) = self.seat.take()
+        {
+            self.core.offer(seat);
+        }
+    }
+
+    /// A drained link ends when the last answer is written. With a lane the other side ends it, so
+    /// that the end of the link does not overtake what is still on the lane.
     fn rest(&mut self) -> Result<(), LinkEnd> {
-        let drained = self.drain.is_none() && self.core.calls.is_empty();
-        if drained && self.core.wire.out.is_empty() { Err(LinkEnd::Closed) } else { Ok(()) }
+        if !self.is_drained() || !self.core.wire.out.is_empty() {
+            return Ok(());
+        }
+        let patience = self.core.settings.quiet;
+        let waited = self.drained.is_some_and(|since| since + patience <= self.core.now);
+        if self.core.lane.is_none() || waited { Err(LinkEnd::Closed) } else { Ok(()) }
+    }
+
+    fn is_drained(&self) -> bool {
+        self.drain.is_none() && self.core.calls.is_empty()
     }
 
     fn collect(&mut self) -> bool {
@@ -171,9 +201,11 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Server<S> {
     }
 
     fn pump_stalled(&mut self) {
-        for _ in 0..self.core.stalled() {
-            let Some(id) = self.core.next_stalled() else { return };
-            self.pump(id);
+        for queue in Queue::ALL {
+            for _ in 0..self.core.stalled(queue) {
+                let Some(id) = self.core.next_stalled(queue) else { break };
+                self.pump(id);
+            }
         }
     }
 
@@ -206,8 +238,12 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Server<S> {
             Frame::Open { call, path, time_left, metadata, data, end } => {
                 self.open(call, Request { path, time_left, metadata, data, end })
             }
-            Frame::Data { call, data, end } => self.receive(call, data, end.then(HeaderMap::new)),
-            Frame::HalfClose { call, trailers } => self.receive(call, Bytes::new(), Some(trailers)),
+            Frame::Data { call, data, end } => {
+                self.receive(call, Via::Link, data, end.then(HeaderMap::new))
+            }
+            Frame::HalfClose { call, trailers } => {
+                self.receive(call, Via::Link, Bytes::new(), Some(trailers))
+            }
             Frame::Cancel { call } => {
                 self.remove(call.0, || "the caller cancelled the call".into());
                 Ok(())
@@ -226,9 +262,27 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Server<S> {
             Frame::GoAway { code: GoAwayCode::Violation, message } => {
                 Err(LinkEnd::RefusedByOther { message })
             }
-            Frame::Headers { .. } | Frame::End { .. } => {
+            Frame::Invite { call } => {
+                self.core.invited(call.0)?;
+                self.pump(call.0);
+                Ok(())
+            }
+            Frame::Moved { call } => self.core.moved(call.0).map(drop),
+            Frame::Headers { .. } | Frame::End { .. } | Frame::Lanes(_) => {
                 Err(LinkEnd::Violation { what: "it sent what only the answering side sends" })
             }
+        }
+    }
+
+    fn dispatch_of_lane(&mut self, frame: Frame) -> Result<(), LinkEnd> {
+        match frame {
+            Frame::Data { call, data, end } => {
+                self.receive(call, Via::Lane, data, end.then(HeaderMap::new))
+            }
+            Frame::HalfClose { call, trailers } => {
+                self.receive(call, Via::Lane, Bytes::new(), Some(trailers))
+            }
+            _ => Err(LinkEnd::Violation { what: "it sent on the lane what belongs on the link" }),
         }
     }
 
@@ -245,7 +299,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Server<S> {
         let half = Half::new(self.core.desk.clone(), CALL_CREDIT_BYTES / 2);
         half.number(id.0);
         self.core.insert(id.0, Call::new(half.clone(), deadline, now));
-        self.receive(id, request.data, request.end.then(HeaderMap::new))?;
+        self.receive(id, Via::Link, request.data, request.end.then(HeaderMap::new))?;
         if !self.core.calls.contains_key(&id.0) {
             return Ok(()); // Shed.
         }
@@ -287,11 +341,12 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Server<S> {
     fn receive(
         &mut self,
         call: CallId,
+        via: Via,
         data: Bytes,
         trailers: Option<HeaderMap>,
     ) -> Result<(), LinkEnd> {
         let ending = trailers.map(|map| Ok(Some(map).filter(|map| !map.is_empty())));
-        if let Received::Shed = self.core.receive(call.0, None, data, ending)? {
+        if let Received::Shed = self.core.receive(call.0, via, None, data, ending)? {
             let failure = self.core.shed();
             self.fail(call.0, &failure);
         }
@@ -311,6 +366,10 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Server<S> {
                     return Err(LinkEnd::Silent { after: self.core.now - self.began });
                 }
                 due = Some(at);
+            }
+            if self.is_drained() && self.core.lane.is_some() {
+                let since = *self.drained.get_or_insert(self.core.now);
+                due = Some(since + self.core.settings.quiet);
             }
             if !self.core.wait(cx, due)? {
                 return Ok(());

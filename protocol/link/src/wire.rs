@@ -17,7 +17,7 @@ use tokio::{
 };
 use tokio_util::io::poll_read_buf;
 
-use crate::LinkEnd;
+use crate::{LinkEnd, lane::Unread};
 
 /// What a read asks for at first, in bytes: an idle link costs no more than this.
 const READ_BYTES_MIN: usize = 8 * 1024;
@@ -31,6 +31,10 @@ const COPIED_BELOW_BYTES: usize = 4 * 1024;
 
 /// Bytes waiting to be written at which bodies are no longer asked for more.
 const OUT_BYTES_HIGH: usize = 256 * 1024;
+
+/// Bytes waiting to be written at which bodies that have much to say are no longer asked for more:
+/// what a small call finds before it.
+const OUT_BYTES_LARGE: usize = 32 * 1024;
 
 /// Bytes waiting to be written at which the link is given up. Beyond [`OUT_BYTES_HIGH`] there are
 /// only short answers to what the other side sends (refusals, credit), so that whoever makes this
@@ -50,6 +54,8 @@ pub(crate) struct Wire<S> {
     ended: bool,
     /// The stream took no more at the last write.
     blocked: bool,
+    /// This side's direction has ended.
+    left: bool,
     /// When something last came, or there last was nothing to wait for.
     heard: Instant,
     pinged: Option<Instant>,
@@ -78,7 +84,8 @@ enum Preface {
 }
 
 impl<S: AsyncRead + AsyncWrite + Unpin> Wire<S> {
-    pub(crate) fn new(stream: S, begin: Begin) -> Self {
+    pub(crate) fn new(stream: Unread<S>, begin: Begin) -> Self {
+        let Unread { stream, input } = stream;
         let mut out = Out::default();
         if begin == Begin::Calling {
             out.put(&preface());
@@ -87,7 +94,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Wire<S> {
             stream,
             decoder: Decoder::default(),
             out,
-            input: BytesMut::new(),
+            input,
             read_bytes: READ_BYTES_MIN,
             preface: match begin {
                 Begin::Answering => Preface::Answering,
@@ -96,6 +103,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Wire<S> {
             },
             ended: false,
             blocked: false,
+            left: false,
             heard: Instant::now(),
             pinged: None,
         }
@@ -178,8 +186,19 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Wire<S> {
 
     /// Writes all and ends this side's direction.
     pub(crate) fn leave(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        ready!(self.out.write(cx, &mut self.stream))?;
-        Pin::new(&mut self.stream).poll_shutdown(cx)
+        if !self.left {
+            ready!(self.out.write(cx, &mut self.stream))?;
+            ready!(Pin::new(&mut self.stream).poll_shutdown(cx))?;
+            self.left = true;
+        }
+        Poll::Ready(Ok(()))
+    }
+
+    /// Whoever was heard on a lane beside this link is there, however quiet the link is.
+    pub(crate) fn hear(&mut self, lane: &Self) {
+        if lane.heard > self.heard {
+            self.expect(lane.heard);
+        }
     }
 
     /// There was nothing to wait for until now.
@@ -258,6 +277,11 @@ impl Out {
         self.len() >= OUT_BYTES_HIGH
     }
 
+    /// There is so much to write that calls with much to say, which go after all others, must wait.
+    pub(crate) fn is_full_for_large(&self) -> bool {
+        self.len() >= OUT_BYTES_LARGE
+    }
+
     /// How much has been queued since the link began: what [`Self::written`] will be when all that
     /// waits now is written.
     pub(crate) fn queued(&self) -> u64 {
@@ -268,7 +292,7 @@ impl Out {
         self.written
     }
 
-    fn put(&mut self, bytes: &[u8]) {
+    pub(crate) fn put(&mut self, bytes: &[u8]) {
         self.tail.extend_from_slice(bytes);
     }
 

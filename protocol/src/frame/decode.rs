@@ -90,6 +90,9 @@ impl Decoder {
                 };
                 Frame::GoAway { code, message: take_text(&mut from) }
             }
+            Kind::Lanes => Frame::Lanes(u64::from_be_bytes(take_eight(&mut from)?)),
+            Kind::Invite => Frame::Invite { call },
+            Kind::Moved => Frame::Moved { call },
         };
         let data_bytes = from.rest().len();
         match &mut frame {

@@ -187,6 +187,25 @@ impl Encoder {
         finish(out, start, 0);
     }
 
+    /// The other side may attach a lane to this link under `number`.
+    pub fn lanes(&mut self, out: &mut BytesMut, number: u64) {
+        let start = begin(out, Kind::Lanes, 0, CallId::LINK);
+        out.put_u64(number);
+        finish(out, start, 0);
+    }
+
+    /// The other side may send the rest of the call's data on the lane.
+    pub fn invite(&mut self, out: &mut BytesMut, call: CallId) {
+        let start = begin(out, Kind::Invite, 0, call);
+        finish(out, start, 0);
+    }
+
+    /// What follows of this side's half of the call comes on the lane.
+    pub fn moved(&mut self, out: &mut BytesMut, call: CallId) {
+        let start = begin(out, Kind::Moved, 0, call);
+        finish(out, start, 0);
+    }
+
     /// Writes `frame` whole, its data copied.
     pub fn frame(&mut self, out: &mut BytesMut, frame: &Frame) -> Result<(), MetadataTooLarge> {
         match frame {
@@ -210,6 +229,9 @@ impl Encoder {
             Frame::Ping(content) => self.ping(out, *content),
             Frame::Pong(content) => self.pong(out, *content),
             Frame::GoAway { code, message } => self.go_away(out, *code, message),
+            Frame::Lanes(number) => self.lanes(out, *number),
+            Frame::Invite { call } => self.invite(out, *call),
+            Frame::Moved { call } => self.moved(out, *call),
         }
         Ok(())
     }

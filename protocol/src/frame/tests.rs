@@ -76,9 +76,23 @@ fn the_preface_is_told_from_http_and_tls_by_its_first_byte() {
 }
 
 #[test]
+fn a_lane_is_told_from_a_link_and_says_whose_it_is() {
+    let lane = lane_preface(0x0102_0304_0506_0708);
+    assert_eq!(read_lane_preface(&lane), Ok(Some(0x0102_0304_0506_0708)));
+    for cut in 0..LANE_PREFACE_BYTES {
+        assert_eq!(read_lane_preface(&lane[..cut]), Ok(None));
+    }
+    assert_eq!(read_preface(&lane), Err(FrameError::NotALink), "who knows no lanes refuses it");
+    assert_eq!(read_lane_preface(&preface()), Err(FrameError::NotALink));
+    let mut nothing = lane;
+    nothing[PREFACE_BYTES - 1] = 0;
+    assert_eq!(read_lane_preface(&nothing), Err(FrameError::Version { offered: 0 }));
+}
+
+#[test]
 fn a_length_beyond_its_kind_is_refused_from_the_header_alone() {
-    for kind in 1..=10u8 {
-        let link = matches!(kind, 8..=10);
+    for kind in (1..=10u8).chain(128..=130) {
+        let link = matches!(kind, 8..=10 | 128);
         let header = [0x7F, 0, 0, 0, 0, 0, 0, u8::from(!link), kind, 0];
         let error = Decoder::default().decode(&mut BytesMut::from(&header[..]));
         assert!(matches!(error, Err(FrameError::TooLong { .. })), "{kind}: {error:?}");
@@ -263,6 +277,9 @@ fn any_frame() -> impl Strategy<Value = Frame> {
         any::<[u8; 8]>().prop_map(Frame::Ping),
         any::<[u8; 8]>().prop_map(Frame::Pong),
         "[ -~]{0,200}".prop_map(|message| Frame::GoAway { code: GoAwayCode::Closing, message }),
+        any::<u64>().prop_map(Frame::Lanes),
+        call().prop_map(|call| Frame::Invite { call }),
+        call().prop_map(|call| Frame::Moved { call }),
     ]
 }
 
@@ -316,11 +333,11 @@ proptest! {
     /// Random bytes rarely get past the header; these always do.
     #[test]
     fn any_body_under_a_true_header_is_a_frame_or_an_error(
-        kind in 1..=10u8,
+        kind in prop_oneof![1..=10u8, 128..=130u8],
         flags in 0..=3u8,
         body in proptest::collection::vec(prop_oneof![0..8u8, any::<u8>()], 0..400),
     ) {
-        let link = u8::from(!matches!(kind, 8..=10));
+        let link = u8::from(!matches!(kind, 8..=10 | 128));
         let mut wire = vec![0, 0, (body.len() >> 8) as u8, body.len() as u8, 0, 0, 0, link, kind, flags];
         wire.extend_from_slice(&body);
         fuzz(&wire);

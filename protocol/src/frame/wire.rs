@@ -33,13 +33,20 @@ pub(super) enum Kind {
     Ping = 8,
     Pong = 9,
     GoAway = 10,
+    Lanes = 128,
+    Invite = 129,
+    Moved = 130,
 }
 
 impl Kind {
     fn from_byte(byte: u8) -> Option<Self> {
         use Kind::{Cancel, Credit, Data, End, GoAway, HalfClose, Headers, Open, Ping, Pong};
+        use Kind::{Invite, Lanes, Moved};
         let kinds = [Open, Data, HalfClose, Headers, End, Cancel, Credit, Ping, Pong, GoAway];
-        kinds.get(usize::from(byte).checked_sub(1)?).copied()
+        match byte.checked_sub(SKIPPABLE_KINDS) {
+            Some(later) => [Lanes, Invite, Moved].get(usize::from(later)).copied(),
+            None => kinds.get(usize::from(byte).checked_sub(1)?).copied(),
+        }
     }
 
     pub(super) fn name(self) -> &'static str {
@@ -54,6 +61,9 @@ impl Kind {
             Self::Ping => "ping",
             Self::Pong => "pong",
             Self::GoAway => "go-away",
+            Self::Lanes => "lanes",
+            Self::Invite => "invite",
+            Self::Moved => "moved",
         }
     }
 
@@ -64,9 +74,9 @@ impl Kind {
             // Trailers; of an end also the text of a failure.
             Self::HalfClose | Self::End => BLOCK_BYTES_MAX,
             Self::Headers => BODY_BYTES_MAX,
-            Self::Cancel => 0,
+            Self::Cancel | Self::Invite | Self::Moved => 0,
             Self::Credit => 4,
-            Self::Ping | Self::Pong => 8,
+            Self::Ping | Self::Pong | Self::Lanes => 8,
             Self::GoAway => TEXT_BYTES_MAX + 1,
         }
     }
@@ -111,7 +121,7 @@ impl Header {
             if flags & CRITICAL_FLAGS & !kind.flags_known() != 0 {
                 return Err(FrameError::UnknownFlags { kind: name, flags });
             }
-            let of_the_link = matches!(kind, Kind::Ping | Kind::Pong | Kind::GoAway);
+            let of_the_link = matches!(kind, Kind::Ping | Kind::Pong | Kind::GoAway | Kind::Lanes);
             if of_the_link != (call == CallId::LINK) {
                 let what = "a call id that its kind cannot have";
                 return Err(FrameError::Malformed { kind: name, what });

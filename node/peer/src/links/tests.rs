@@ -1,18 +1,25 @@
 //! The pool over streams in memory, with an opener that does as it is told.
 
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
-use bytes::Bytes;
+use bytes::{Bytes, BytesMut};
 use http::HeaderMap;
 use http_body_util::{BodyExt as _, Empty, Full};
 use protocol::{
     failure::Ran,
+    frame::{Decoder, Frame, LANE_PREFACE_BYTES, PREFACE_BYTES, lane_preface, preface},
     id::NodeKey,
-    ports::{Body, Call, CallHead, Locality, Reply},
+    ports::{Body, Call, CallHead, Caller, Locality, Reply},
 };
-use tokio::{io::DuplexStream, sync::mpsc, sync::oneshot, sync::watch};
+use tokio::{
+    io::{AsyncReadExt as _, AsyncWriteExt as _, DuplexStream},
+    sync::mpsc,
+    sync::oneshot,
+    sync::watch,
+};
+use tokio_util::either::Either;
 
-use super::*;
+use super::{inbound::*, *};
 
 const LONG: Duration = Duration::from_secs(20);
 
@@ -82,16 +89,28 @@ impl Invoke for Never {
     }
 }
 
+/// A direct stream, or one through a third peer.
+type TestStream = Either<DuplexStream, DuplexStream>;
+
 /// Hands each request for a stream to the test, which answers when it likes.
 struct Opener {
-    requests: mpsc::Sender<(PeerId, oneshot::Sender<Result<DuplexStream, Failure>>)>,
+    direct: Arc<AtomicBool>,
+    requests: mpsc::Sender<(PeerId, oneshot::Sender<Result<TestStream, Failure>>)>,
     opened: Arc<AtomicUsize>,
 }
 
 impl OpenStream for Opener {
-    type Stream = DuplexStream;
+    type Stream = TestStream;
 
-    async fn open_stream(&self, peer: PeerId, _: Instant) -> Result<DuplexStream, Failure> {
+    fn is_relayed(stream: &TestStream) -> bool {
+        matches!(stream, Either::Right(_))
+    }
+
+    fn has_direct(&self, _: PeerId) -> bool {
+        self.direct.load(Ordering::Relaxed)
+    }
+
+    async fn open_stream(&self, peer: PeerId, _: Instant) -> Result<TestStream, Failure> {
         self.opened.fetch_add(1, Ordering::Relaxed);
         let (reply, answer) = oneshot::channel();
         self.requests.send((peer, reply)).await.expect("the test listens");
@@ -101,23 +120,31 @@ impl OpenStream for Opener {
 
 struct World {
     pool: LinkPool<Opener>,
-    requests: mpsc::Receiver<(PeerId, oneshot::Sender<Result<DuplexStream, Failure>>)>,
+    requests: mpsc::Receiver<(PeerId, oneshot::Sender<Result<TestStream, Failure>>)>,
     opened: Arc<AtomicUsize>,
+    /// Whether there is a direct connection.
+    direct: Arc<AtomicBool>,
 }
 
 impl World {
     fn new() -> Self {
         let (sender, requests) = mpsc::channel(64);
         let opened = Arc::new(AtomicUsize::new(0));
-        let pool = LinkPool::new(Opener { requests: sender, opened: opened.clone() });
-        Self { pool, requests, opened }
+        let direct = Arc::new(AtomicBool::new(true));
+        let (count, found) = (opened.clone(), direct.clone());
+        let pool = LinkPool::new(Opener { direct: found, requests: sender, opened: count });
+        Self { pool, requests, opened, direct }
     }
 
     /// Answers the next request with a stream and returns its other end.
     async fn connect(&mut self) -> DuplexStream {
+        self.connect_by(Either::Left).await
+    }
+
+    async fn connect_by(&mut self, way: fn(DuplexStream) -> TestStream) -> DuplexStream {
         let (near, far) = tokio::io::duplex(64 * 1024);
         let (_, reply) = within("a request", self.requests.recv()).await.expect("asked");
-        reply.send(Ok(near)).expect("the pool waits");
+        assert!(reply.send(Ok(way(near))).is_ok(), "the pool waits");
         far
     }
 
@@ -181,7 +208,7 @@ async fn an_unreachable_peer_is_not_started_and_tried_again_next_time() {
         let (asked, reply) = within("a request", world.requests.recv()).await.expect("asked");
         assert_eq!(asked, peer(2));
         let refused = Failure::not_started(Reason::Unreachable, "nobody there");
-        reply.send(Err(refused.clone())).expect("the pool waits");
+        assert!(reply.send(Err(refused.clone())).is_ok(), "the pool waits");
         assert_eq!(failure(within("a failure", reached).await), refused.at(peer(2)));
     }
     assert_eq!(world.opened(), 2);
@@ -212,11 +239,107 @@ async fn a_peer_that_cannot_be_reached_keeps_nobody_from_another() {
     drop(stuck);
 }
 
+#[tokio::test(start_paused = true)]
+async fn calls_leave_a_relayed_link_within_a_second_of_a_direct_connection() {
+    let mut world = World::new();
+    world.direct.store(false, Ordering::Relaxed);
+    let reached = world.pool.reach(peer(2), soon());
+    let (open, gate) = watch::channel(false);
+    let relayed = world.connect_by(Either::Right).await;
+    let _relayed = serve(relayed, Arc::new(Named { name: "relayed", gate }));
+    let link = within("a link", reached).await.expect("reached");
+    let in_flight = tokio::spawn(async move { ask(&*link).await });
+    tokio::time::sleep(Duration::from_secs(3)).await;
+    assert_eq!(world.opened(), 1, "there is nothing better");
+
+    world.direct.store(true, Ordering::Relaxed);
+    let found = tokio::time::Instant::now();
+    let _direct = serve(world.connect().await, named("direct"));
+    tokio::task::yield_now().await;
+    assert!(found.elapsed() < Duration::from_secs(1), "{:?}", found.elapsed());
+    let link = within("a link", world.pool.reach(peer(2), soon())).await.expect("reached");
+    assert_eq!(ask(&*link).await, Ok(format!("direct to {}", peer(1))));
+    open.send(true).expect("the handler waits");
+    let ended = within("the call in flight", in_flight).await.expect("no panic");
+    assert_eq!(ended, Ok(format!("relayed to {}", peer(1))));
+    tokio::time::sleep(Duration::from_secs(30)).await;
+    assert_eq!(world.opened(), 2, "a direct link stays");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_direct_connection_that_gives_no_stream_is_not_asked_over_and_over() {
+    let mut world = World::new();
+    world.direct.store(false, Ordering::Relaxed);
+    let reached = world.pool.reach(peer(2), soon());
+    let _server = serve(world.connect_by(Either::Right).await, named("relayed"));
+    let link = within("a link", reached).await.expect("reached");
+    world.direct.store(true, Ordering::Relaxed);
+    let mut held = Vec::new();
+    let began = tokio::time::Instant::now();
+    for _ in 0..4 {
+        held.push(world.connect_by(Either::Right).await);
+    }
+    assert!(began.elapsed() >= 3 * DIRECT_REST);
+    assert_eq!(ask(&*link).await, Ok(format!("relayed to {}", peer(1))));
+}
+
+#[tokio::test]
+async fn a_lane_is_taken_from_the_peer_that_opened_its_link_only() {
+    let world = World::new();
+    let (near, mut far) = tokio::io::duplex(64 * 1024);
+    world.pool.serve_inbound(peer(7), Either::Left(near), named("here"));
+    far.write_all(&preface()).await.expect("written");
+    let (mut decoder, mut input) = (Decoder::default(), BytesMut::new());
+    let number = loop {
+        within("bytes", far.read_buf(&mut input)).await.expect("read");
+        if input.len() > PREFACE_BYTES {
+            let mut frames = input.split_off(PREFACE_BYTES);
+            let Ok(Some(Frame::Lanes(number))) = decoder.decode(&mut frames) else {
+                panic!("an offer")
+            };
+            break number;
+        }
+    };
+    let lane = async |from: u8, number: u64| {
+        let (near, mut far) = tokio::io::duplex(64 * 1024);
+        world.pool.serve_inbound(peer(from), Either::Left(near), named("here"));
+        far.write_all(&lane_preface(number)).await.expect("written");
+        let mut answer = [0; LANE_PREFACE_BYTES];
+        let read = within("an answer", far.read_exact(&mut answer)).await;
+        (read.is_ok(), far)
+    };
+    let (stranger, _) = lane(8, number).await;
+    let (unknown, _) = lane(7, number + 1).await;
+    let (taken, _lane) = lane(7, number).await;
+    let (again, _) = lane(7, number).await;
+    assert_eq!((stranger, unknown, taken, again), (false, false, true, false));
+}
+
+#[tokio::test]
+async fn streams_that_say_nothing_are_bounded_for_each_peer() {
+    let world = World::new();
+    let mut silent = Vec::new();
+    for _ in 0..ARRIVING_PER_PEER_MAX {
+        let (near, far) = tokio::io::duplex(64);
+        world.pool.serve_inbound(peer(7), Either::Left(near), named("here"));
+        silent.push(far);
+    }
+    let (near, mut far) = tokio::io::duplex(64);
+    world.pool.serve_inbound(peer(7), Either::Left(near), named("here"));
+    let read = within("the end", far.read(&mut [0])).await;
+    assert_eq!(read.expect("read"), 0, "one too many is dropped");
+    let (near, far) = tokio::io::duplex(64 * 1024);
+    world.pool.serve_inbound(peer(8), Either::Left(near), named("here"));
+    let (link, driver) = link::client(far, LinkSettings::default());
+    let _driver = tokio::spawn(driver);
+    ask(&link).await.expect("another peer is not concerned");
+}
+
 #[tokio::test]
 async fn inbound_calls_come_from_the_peer_that_opened_the_stream() {
     let world = World::new();
     let (near, far) = tokio::io::duplex(64 * 1024);
-    world.pool.serve_inbound(peer(7), near, named("here"));
+    world.pool.serve_inbound(peer(7), Either::Left(near), named("here"));
     let (link, driver) = link::client(far, LinkSettings::default());
     let driver = tokio::spawn(driver);
     assert_eq!(ask(&link).await, Ok(format!("here to {}", peer(7))));
@@ -230,7 +353,7 @@ async fn a_peer_with_too_many_inbound_links_loses_the_oldest_first() {
     let mut links = Vec::new();
     for _ in 0..=INBOUND_PER_PEER_MAX {
         let (near, far) = tokio::io::duplex(64 * 1024);
-        world.pool.serve_inbound(peer(7), near, named("here"));
+        world.pool.serve_inbound(peer(7), Either::Left(near), named("here"));
         let (link, driver) = link::client(far, LinkSettings::default());
         links.push((link, tokio::spawn(driver)));
     }
@@ -240,7 +363,7 @@ async fn a_peer_with_too_many_inbound_links_loses_the_oldest_first() {
         ask(link).await.expect("the newer ones answer");
     }
     let (near, far) = tokio::io::duplex(64 * 1024);
-    world.pool.serve_inbound(peer(8), near, named("here"));
+    world.pool.serve_inbound(peer(8), Either::Left(near), named("here"));
     let (link, driver) = link::client(far, LinkSettings::default());
     let _driver = tokio::spawn(driver);
     ask(&link).await.expect("another peer is not concerned");
@@ -255,7 +378,7 @@ async fn a_peer_cannot_pile_up_links_that_are_being_drained() {
     let mut refused = 0;
     for _ in 0..INBOUND_PER_PEER_MAX + DRAINING_PER_PEER_MAX + 3 {
         let (near, far) = tokio::io::duplex(64 * 1024);
-        world.pool.serve_inbound(peer(7), near, handler.clone());
+        world.pool.serve_inbound(peer(7), Either::Left(near), handler.clone());
         let (link, driver) = link::client(far, LinkSettings::default());
         let driver = tokio::spawn(driver);
         let mut answer = link.invoke(call());
@@ -279,7 +402,7 @@ async fn shutdown_finishes_calls_refuses_new_ones_and_leaves_no_task() {
     let link = within("a link", reached).await.expect("reached");
     let answer = tokio::spawn(async move { ask(&*link).await });
     let (near, far) = tokio::io::duplex(64 * 1024);
-    world.pool.serve_inbound(peer(7), near, named("here"));
+    world.pool.serve_inbound(peer(7), Either::Left(near), named("here"));
     let (inbound, driver) = link::client(far, LinkSettings::default());
     let driver = tokio::spawn(driver);
     ask(&inbound).await.expect("answered");

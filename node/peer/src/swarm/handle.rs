@@ -155,6 +155,11 @@ impl SwarmHandle {
         Err(refused(&last).at(peer))
     }
 
+    /// Whether there is a connection to `peer` that no third peer carries.
+    pub fn has_direct(&self, peer: PeerId) -> bool {
+        self.shared.ports.has_direct(&peer.inner())
+    }
+
     /// Connects to `address`; an error says in one sentence why it could not be.
     pub async fn dial(&self, address: Multiaddr) -> Result<(), String> {
         let answer = self.ask(|reply| Command::Dial(address, reply)).await;

@@ -31,7 +31,7 @@ mod view;
 pub use handle::SwarmHandle;
 pub use start::StartError;
 pub(crate) use start::{Running, SwarmTasks, start};
-pub use streams::{AsyncReadWrite, ByteStream, Inbound};
+pub use streams::{ByteStream, Inbound};
 pub use view::{ConnectionView, Counters, NeighbourView, PeerView, Transport};
 
 use std::time::Duration;

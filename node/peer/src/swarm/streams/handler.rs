@@ -18,7 +18,7 @@ use tokio::sync::mpsc;
 use super::{
     Acceptor,
     opening::{ACCEPT_MAX, Accept, Open, OpenError, OpenRequest},
-    stream::CallStream,
+    stream::ByteStream,
 };
 
 type Requested = SubstreamProtocol<Open, OpenRequest>;
@@ -76,7 +76,7 @@ impl ConnectionHandler for Handler {
                 protocol: stream,
                 info: request,
             }) => {
-                let stream = CallStream::boxed(stream, request.place);
+                let stream = ByteStream::new(stream, self.acceptor.relayed, request.place);
                 // Dropped, and so reset, when whoever asked has given up.
                 let _ = request.reply.send(Ok(stream));
             }

@@ -36,7 +36,7 @@ use parking_lot::RwLock;
 use tokio::sync::{Semaphore, mpsc, watch};
 
 pub(super) use self::opening::OpenError;
-pub use self::stream::{AsyncReadWrite, ByteStream};
+pub use self::stream::ByteStream;
 use self::{handler::Handler, opening::OpenRequest};
 use super::{Transport, address};
 
@@ -78,6 +78,13 @@ impl Ports {
         ports
     }
 
+    /// Whether there is a connection to `peer` that no third peer carries.
+    pub(super) fn has_direct(&self, peer: &PeerId) -> bool {
+        let ports = self.0.read();
+        let mut of_peer = ports.get(peer).into_iter().flatten();
+        of_peer.any(|port| port.transport != Transport::Relay)
+    }
+
     fn insert(&self, peer: PeerId, port: Arc<Port>) {
         self.0.write().entry(peer).or_default().push(port);
     }
@@ -106,6 +113,8 @@ pub(super) struct Port {
 /// What a connection's handler and this behaviour share.
 struct Acceptor {
     peer: protocol::id::PeerId,
+    /// Whether the connection goes through a third peer.
+    relayed: bool,
     /// Whether the peer is known to be of this network. Streams that come earlier wait for it.
     admitted: watch::Sender<bool>,
     /// Whether the connection is kept although it is idle.
@@ -159,6 +168,7 @@ impl Behaviour {
         let (opens, requests) = mpsc::channel(OPENS_MAX);
         let acceptor = Arc::new(Acceptor {
             peer: peer.into(),
+            relayed: transport == Transport::Relay,
             admitted: watch::Sender::new(false),
             keep: AtomicBool::new(false),
             gate: Arc::new(Semaphore::new(STREAMS_MAX)),

@@ -18,10 +18,7 @@ use libp2p::{
 };
 use tokio::sync::{OwnedSemaphorePermit, mpsc, oneshot};
 
-use super::{
-    Acceptor, Inbound, Port,
-    stream::{ByteStream, CallStream},
-};
+use super::{Acceptor, Inbound, Port, stream::ByteStream};
 
 /// Calls between peers, version 1.
 const PROTOCOL: StreamProtocol = StreamProtocol::new("/blackhole/call/1");
@@ -142,7 +139,7 @@ impl InboundUpgrade<Stream> for Accept {
                 Ok((place, slot)) => {
                     stream.write_all(&[ACCEPTED]).await?;
                     stream.flush().await?;
-                    let stream = CallStream::boxed(stream, place);
+                    let stream = ByteStream::new(stream, self.0.relayed, place);
                     slot.send(Inbound { peer: self.0.peer, stream });
                 }
                 Err(answer) => {

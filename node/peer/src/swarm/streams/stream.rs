@@ -13,27 +13,26 @@ use tokio::{
     sync::OwnedSemaphorePermit,
 };
 
-/// An ordered stream of bytes in both directions.
-pub trait AsyncReadWrite: AsyncRead + AsyncWrite + Send + Unpin {}
-
-impl<S: AsyncRead + AsyncWrite + Send + Unpin> AsyncReadWrite for S {}
-
-/// A stream to or from another peer. It keeps its connection alive. Dropping it resets it.
-pub type ByteStream = Box<dyn AsyncReadWrite>;
-
-/// A negotiated stream that holds its place on its connection while it lives.
-pub(super) struct CallStream {
+/// An ordered stream of bytes to or from another peer. It keeps its connection alive, and holds its
+/// place on it. Dropping it resets it.
+pub struct ByteStream {
     inner: Stream,
+    relayed: bool,
     _place: OwnedSemaphorePermit,
 }
 
-impl CallStream {
-    pub(super) fn boxed(inner: Stream, place: OwnedSemaphorePermit) -> ByteStream {
-        Box::new(Self { inner, _place: place })
+impl ByteStream {
+    pub(super) fn new(inner: Stream, relayed: bool, place: OwnedSemaphorePermit) -> Self {
+        Self { inner, relayed, _place: place }
+    }
+
+    /// Whether its connection goes through a third peer.
+    pub fn is_relayed(&self) -> bool {
+        self.relayed
     }
 }
 
-impl AsyncRead for CallStream {
+impl AsyncRead for ByteStream {
     fn poll_read(
         mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,
@@ -46,7 +45,7 @@ impl AsyncRead for CallStream {
 
 // Neither yamux nor QUIC gathers several buffers into one frame, so `is_write_vectored` stays
 // false and writers gather themselves.
-impl AsyncWrite for CallStream {
+impl AsyncWrite for ByteStream {
     fn poll_write(
         mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,

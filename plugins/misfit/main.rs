@@ -40,8 +40,8 @@
 //! | `big-answer[=BYTES]` | call | answers with 16 MiB |
 //! | `run` | call | runs a program beside it, named by `words`, and tells its output |
 //!
-//! `after=MS` at the start has the tricks behind it begin so long after it listens. An unknown trick
-//! ends it with code 2.
+//! `after=MS` at the start has the tricks behind it begin so long after it listens. An unknown
+//! trick ends it with code 2.
 
 mod sockets;
 mod tricks;

@@ -89,9 +89,10 @@ async fn start_all(stand: &Stand) -> Result<()> {
     }
 }
 
-/// Instances that have been started.
+/// Instances that have been started: the others wait for their first turn, for no reason of theirs.
 fn begun(plugin: &Plugin) -> u32 {
-    let waits = |it: &&Plugin| it.crashes == 0 && ["discovered", "loaded"].contains(&&*it.state);
+    let before = |it: &Plugin| ["discovered", "loaded"].contains(&&*it.state);
+    let waits = |it: &&Plugin| before(it) && it.crashes == 0 && it.reason.is_empty();
     let waiting = plugin.instances.iter().filter(waits).count();
     (plugin.instances.len() - waiting) as u32
 }
@@ -109,11 +110,11 @@ fn figure(plan: Plan, runs: &[Run]) -> Figure {
     let ratios: Vec<f64> = runs.iter().map(|run| run.beside / run.quiet).collect();
     let of = |value: fn(&Run) -> f64| median(&runs.iter().map(value).collect::<Vec<_>>());
     let method = format!(
-        "p99 of {RATE} calls a second through the peer's gRPC port to one plugin, each counted from \
-         when it was due, for {} s while {} others fork, eat memory, leak descriptors, flood their \
-         logs, fill their disk, never become ready, crash, stay, hide and speak out of turn, {EACH} \
-         each, and are started again by the default policy: {:.0} µs; against the same while there \
-         are no others, in turns",
+        "p99 of {RATE} calls a second through the peer's gRPC port to one plugin, each counted \
+         from when it was due, for {} s while {} others fork, eat memory, leak descriptors, flood \
+         their logs, fill their disk, never become ready, crash, stay, hide and speak out of turn, \
+         {EACH} each, and are started again by the default policy: {:.0} µs; against the same \
+         while there are no others, in turns",
         plan.beside.as_secs(),
         EACH * WAYS.len() as u32,
         of(|run| run.beside),

@@ -56,7 +56,7 @@ impl Warden {
         let group_needs = config
             .groups
             .iter()
-            .map(|(name, group)| (name.clone(), limits::needs_of_group(&group.resources, &means)))
+            .map(|(name, group)| (name.clone(), limits::plan(&group.resources, &means).needs))
             .collect();
         Ok(Self { groups, means, group_needs })
     }

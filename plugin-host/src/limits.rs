@@ -18,10 +18,6 @@ const FILES_DEFAULT: u64 = 4_096;
 /// Processes and threads where the manifest does not say: a JVM has dozens, a fork bomb ends.
 const PROCESSES_DEFAULT: u64 = 2_048;
 
-/// A plugin's weight where cores are scarce and the manifest does not say, as percent of one core:
-/// what the kernel gives a group by default.
-const CPU_SHARE_DEFAULT: u32 = 100;
-
 /// Bytes in the directories that are a plugin's own where the manifest does not say.
 pub(crate) const DISK_DEFAULT: u64 = 1 << 30;
 
@@ -119,13 +115,6 @@ pub(crate) fn plan(asked: &Resources, means: &Means) -> Plan {
     plan
 }
 
-/// What a group of plugins needs beside what each of them does: nothing but what was asked.
-pub(crate) fn needs_of_group(asked: &Resources, means: &Means) -> Vec<Need> {
-    let mut needs = plan(asked, means).needs;
-    needs.retain(|need| asked.cpu_guaranteed.is_some() || !matches!(need, Need::CpuShare(_)));
-    needs
-}
-
 fn memory(plan: &mut Plan, asked: &Resources, means: &Means) {
     let Some(bytes) = asked.memory_bytes else { return };
     let way = match (means.memory_limits, means.memory) {
@@ -152,11 +141,6 @@ fn cpu(plan: &mut Plan, asked: &Resources, means: &Means) {
             None => "not enforced: no cpu controller is at hand".into(),
         };
         plan.note("cpu", format_args!("{percent} % of one core"), way);
-    }
-    if let (None, Some(_)) = (asked.cpu_guaranteed, means.cpu) {
-        // Unasked: without a group each plugin that computes without end takes as much of the
-        // processors as the node; with one, all plugins together do.
-        plan.needs.push(Need::CpuShare(CPU_SHARE_DEFAULT));
     }
     if let Some(percent) = asked.cpu_guaranteed {
         let way = match means.cpu {
@@ -308,13 +292,9 @@ mod tests {
     }
 
     #[test]
-    fn a_plugin_that_asks_for_nothing_has_its_weight_and_a_group_of_them_has_none() {
-        let nothing = Resources::default();
-        let plan = plan(&nothing, &ROOT);
-        assert_eq!(plan.needs, [Need::CpuShare(CPU_SHARE_DEFAULT)]);
-        assert_eq!(needs_of_group(&nothing, &ROOT), []);
-        let half = Resources { cpu_guaranteed: Some(50), ..nothing };
-        assert_eq!(needs_of_group(&half, &ROOT), [Need::CpuShare(50)]);
+    fn a_plugin_that_asks_for_nothing_needs_no_control_group() {
+        let plan = plan(&Resources::default(), &ROOT);
+        assert_eq!(plan.needs, []);
         assert_eq!(plan.rlimits.files, Some(FILES_DEFAULT));
         assert_eq!(plan.rlimits.processes, Some(PROCESSES_DEFAULT));
     }
@@ -322,9 +302,9 @@ mod tests {
     #[test]
     fn without_a_memory_controller_each_process_is_limited_and_that_is_said() {
         let asked = Resources { memory_bytes: Some(100 << 20), ..Resources::default() };
-        let with = plan(&asked, &Means { cpu: None, ..ROOT });
+        let with = plan(&asked, &ROOT);
         assert_eq!((with.needs, with.rlimits.data), (vec![Need::Memory(100 << 20)], None));
-        let without = plan(&asked, &Means { memory: None, cpu: None, ..ROOT });
+        let without = plan(&asked, &Means { memory: None, ..ROOT });
         assert_eq!((without.needs.len(), without.rlimits.data), (0, Some(100 << 20)));
         assert!(means_of(&without, "memory").expect("told").starts_with("RLIMIT_DATA"));
     }

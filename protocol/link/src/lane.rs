@@ -118,6 +118,7 @@ pub(crate) enum Way<S> {
 
 /// What a call has to do with the lane.
 #[derive(Default)]
+#[expect(clippy::struct_excessive_bools, reason = "two halves, each of which is asked and moves")]
 pub(crate) struct Moving {
     /// Data received on the link.
     received: usize,

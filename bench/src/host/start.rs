@@ -18,9 +18,6 @@ use crate::{
 /// The jail as it is by default.
 const JAILED: &str = "";
 
-/// The jail without control groups, which the kernel may make a start wait for.
-const UNGROUPED: &str = "plugins:\n  cgroups: off\n";
-
 /// No layer of it that an operator may turn off.
 const UNJAILED: &str =
     "plugins:\n  namespaces: off\n  landlock: off\n  seccomp: off\n  cgroups: off\n";
@@ -93,48 +90,33 @@ impl Runs {
 }
 
 pub async fn measure(plan: Plan) -> Result<Vec<Figure>> {
-    let jailed = Subject::new(JAILED).await?;
-    let others = [Subject::new(UNGROUPED).await?, Subject::new(UNJAILED).await?];
-    let mut starts = Starts::default();
+    let (jailed, bare) = (Subject::new(JAILED).await?, Subject::new(UNJAILED).await?);
+    let (mut warm, mut plain, mut cold) = (Runs::default(), Runs::default(), Runs::default());
     // The first start of all finds nothing where it will be later.
-    for subject in others.iter().chain([&jailed]) {
-        subject.start().await?;
-    }
+    jailed.start().await?;
+    bare.start().await?;
+    let mut how_cold = "";
     for _ in 0..plan.runs {
-        let [mut with, mut ungrouped, mut without] = [Vec::new(), Vec::new(), Vec::new()];
+        let (mut with, mut without) = (Vec::new(), Vec::new());
         for _ in 0..plan.starts {
             with.push(jailed.start().await?);
-            ungrouped.push(others[0].start().await?);
-            without.push(others[1].start().await?);
+            without.push(bare.start().await?);
         }
-        starts.warm.add(&with);
-        starts.ungrouped.add(&ungrouped);
-        starts.plain.add(&without);
+        warm.add(&with);
+        plain.add(&without);
         let mut chilled = Vec::new();
         for _ in 0..plan.cold_starts {
-            starts.how_cold = proc::drop_caches(&jailed.files().each_ref().map(PathBuf::as_path))?;
+            how_cold = proc::drop_caches(&jailed.files().each_ref().map(PathBuf::as_path))?;
             chilled.push(jailed.start().await?);
         }
-        starts.cold.add(&chilled);
+        cold.add(&chilled);
     }
-    for subject in others.into_iter().chain([jailed]) {
-        subject.stand.stop().await?;
-    }
-    Ok(figures(plan, &starts))
+    jailed.stand.stop().await?;
+    bare.stand.stop().await?;
+    Ok(figures(plan, &warm, &plain, &cold, how_cold))
 }
 
-/// All kinds of start.
-#[derive(Default)]
-struct Starts {
-    warm: Runs,
-    ungrouped: Runs,
-    plain: Runs,
-    cold: Runs,
-    how_cold: &'static str,
-}
-
-fn figures(plan: Plan, starts: &Starts) -> Vec<Figure> {
-    let Starts { warm, ungrouped, plain, cold, how_cold } = starts;
+fn figures(plan: Plan, warm: &Runs, plain: &Runs, cold: &Runs, how_cold: &str) -> Vec<Figure> {
     let ratios: Vec<f64> =
         warm.p50.iter().zip(&plain.p50).map(|(jail, bare)| jail / bare).collect();
     let each = format!("{} starts a run, one after another", plan.starts);
@@ -152,10 +134,6 @@ fn figures(plan: Plan, starts: &Starts) -> Vec<Figure> {
         of("start_warm_p99_ms", "ms", &warm.p99, &warm_way).reach(10.0),
         of("start_warm_exec_p50_ms", "ms", &warm.executed, &format!(
             "the part of start_warm_p50_ms until the jail stood and the program was executed; {each}"
-        )),
-        of("start_ungrouped_p50_ms", "ms", &ungrouped.p50, &format!(
-            "as start_warm_p50_ms on a peer that makes no control groups (`plugins.cgroups: off`), \
-             in turns with it: the difference is what the kernel takes to let a process join; {each}"
         )),
         of("start_jail_ratio", "", &ratios, &format!(
             "start_warm_p50_ms against the same plugin on a peer that has every layer off that can \

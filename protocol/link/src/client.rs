@@ -98,7 +98,7 @@ where
     let begin = if greeted { Begin::Greeted } else { Begin::Calling };
     let mut core = Core::new(Unread::from(stream), settings.clone(), begin);
     if let Some(open) = lane {
-        core.way = Way::Open { open, number: None };
+        core.way = Way::Open(open);
     }
     let link = Link(Arc::new(Handle { desk: core.desk.clone(), settings }));
     let client = Client { core, rung: Vec::new(), openings: Vec::new(), next: 0, leaving: None };

@@ -95,9 +95,9 @@ impl Call {
     }
 
     /// The other side has sent all it has to send, and ends so.
-    pub(crate) fn finish_inbound(&mut self, ending: Option<Ending>) {
+    pub(crate) fn finish_inbound(&mut self, ending: Ending) {
         self.inbound_over = true;
-        self.half.arrive(None, Bytes::new(), ending);
+        self.half.finish(ending);
     }
 
     fn expires(&self, idle: Duration) -> Instant {
@@ -154,7 +154,7 @@ pub(crate) struct Core<S> {
     /// For the data of large calls; what there is else travels on the link.
     pub(crate) lane: Option<Wire<S>>,
     pub(crate) way: Way<S>,
-    /// Under which number the answering side takes a lane.
+    /// Under which number the answering side takes a lane, once it has said so.
     pub(crate) lane_number: Option<u64>,
     pub(crate) desk: Arc<Desk>,
     pub(crate) settings: LinkSettings,
@@ -285,8 +285,7 @@ impl<S: AsyncRead + AsyncWrite + Send + Unpin + 'static> Core<S> {
                 Some(lane) if queue == Queue::Lane => &mut lane.out,
                 _ => &mut self.wire.out,
             };
-            let full = if queue == Queue::Large { out.is_full_for_large() } else { out.is_full() };
-            if full || sent >= TURN_BYTES {
+            if out.is_full(queue) || sent >= TURN_BYTES {
                 if !call.stalled {
                     call.stalled = true;
                     self.stalled[queue as usize].push_back(id);
@@ -332,12 +331,12 @@ impl<S: AsyncRead + AsyncWrite + Send + Unpin + 'static> Core<S> {
     }
 
     fn has_room(&self, queue: Queue) -> bool {
-        match queue {
-            Queue::Small => !self.wire.out.is_full(),
-            Queue::Large => !self.wire.out.is_full_for_large(),
-            // Without one, calls that were to move go on where they are.
-            Queue::Lane => self.lane.as_ref().is_none_or(|lane| !lane.out.is_full()),
-        }
+        let stream = match (&self.lane, queue) {
+            (Some(lane), Queue::Lane) => lane,
+            // Without a lane calls go on where they are.
+            _ => &self.wire,
+        };
+        !stream.out.is_full(queue)
     }
 
     pub(crate) fn credit(&mut self, id: u32, bytes: u32) {

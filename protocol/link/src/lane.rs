@@ -111,7 +111,7 @@ pub(crate) enum Way<S> {
     /// The answering side takes the one that arrives.
     Seat(oneshot::Receiver<Unread<S>>),
     /// The calling side can open one, once it knows the number.
-    Open { open: OpenLane<S>, number: Option<u64> },
+    Open(OpenLane<S>),
     /// It is about to.
     Opening(BoxFuture<'static, Option<S>>),
 }
@@ -239,9 +239,6 @@ impl<S: AsyncRead + AsyncWrite + Send + Unpin + 'static> Core<S> {
         if self.lane_number.replace(to).is_some() {
             return violation("it offered a second lane");
         }
-        if let Way::Open { number, .. } = &mut self.way {
-            *number = Some(to);
-        }
         Ok(())
     }
 
@@ -257,8 +254,8 @@ impl<S: AsyncRead + AsyncWrite + Send + Unpin + 'static> Core<S> {
 
     /// Begins to open the lane, if this side may.
     pub(crate) fn want_lane(&mut self) {
-        let Way::Open { number: Some(number), .. } = self.way else { return };
-        if let Way::Open { open, .. } = mem::replace(&mut self.way, Way::Closed) {
+        let (Way::Open(_), Some(number)) = (&self.way, self.lane_number) else { return };
+        if let Way::Open(open) = mem::replace(&mut self.way, Way::Closed) {
             let opening = async move {
                 let greeted = async { greet(open().await?, number).await.ok() };
                 timeout(PREFACE_WITHIN, greeted).await.ok()?
@@ -318,7 +315,7 @@ impl<S: AsyncRead + AsyncWrite + Send + Unpin + 'static> Core<S> {
         match held.ending.take() {
             None => Ok(Received::Kept),
             Some(ending) => {
-                call.finish_inbound(Some(ending));
+                call.finish_inbound(ending);
                 Ok(Received::Ended)
             }
         }
@@ -327,7 +324,7 @@ impl<S: AsyncRead + AsyncWrite + Send + Unpin + 'static> Core<S> {
     /// Takes the lane that arrived or was opened.
     pub(crate) fn poll_lane(&mut self, cx: &mut Context<'_>) {
         let found = match &mut self.way {
-            Way::Closed | Way::Open { .. } => return,
+            Way::Closed | Way::Open(_) => return,
             Way::Seat(arriving) => match Pin::new(arriving).poll(cx) {
                 Poll::Pending => return,
                 Poll::Ready(found) => found.ok(),

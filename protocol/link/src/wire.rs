@@ -17,7 +17,10 @@ use tokio::{
 };
 use tokio_util::io::poll_read_buf;
 
-use crate::{LinkEnd, lane::Unread};
+use crate::{
+    LinkEnd,
+    lane::{Queue, Unread},
+};
 
 /// What a read asks for at first, in bytes: an idle link costs no more than this.
 const READ_BYTES_MIN: usize = 8 * 1024;
@@ -272,14 +275,13 @@ impl Out {
         self.pieces.is_empty() && self.tail.is_empty()
     }
 
-    /// There is enough to write; bodies must wait.
-    pub(crate) fn is_full(&self) -> bool {
-        self.len() >= OUT_BYTES_HIGH
-    }
-
-    /// There is so much to write that calls with much to say, which go after all others, must wait.
-    pub(crate) fn is_full_for_large(&self) -> bool {
-        self.len() >= OUT_BYTES_LARGE
+    /// There is so much to write that bodies of this queue must wait.
+    pub(crate) fn is_full(&self, queue: Queue) -> bool {
+        let most = match queue {
+            Queue::Large => OUT_BYTES_LARGE,
+            Queue::Small | Queue::Lane => OUT_BYTES_HIGH,
+        };
+        self.len() >= most
     }
 
     /// How much has been queued since the link began: what [`Self::written`] will be when all that

@@ -11,7 +11,7 @@ use std::{
 };
 
 use blackhole_link::{
-    Arrival, LinkEnd, LinkSettings, OpenLane, Seat, Unread, arrival, client_with_lane, serve,
+    Arrival, Link, LinkEnd, LinkSettings, OpenLane, Seat, Unread, arrival, client_with_lane, serve,
     serve_with_lane,
 };
 use bytes::Bytes;
@@ -139,7 +139,7 @@ async fn expect_greeting(lane: &mut DuplexStream) {
 
 /// A client that may open a lane, and the other side of its link, and of its lane, by hand.
 struct Calling {
-    link: blackhole_link::Link,
+    link: Link,
     client: JoinHandle<LinkEnd>,
     far: ByHand,
     lanes: oneshot::Receiver<DuplexStream>,
@@ -210,10 +210,24 @@ fn both(handler: Arc<dyn Invoke>) -> (Pair, Arc<AtomicUsize>) {
         async move { Some(near) }.boxed()
     });
     let (link, client) = client_with_lane(near, LinkSettings::default(), open);
-    let never = std::future::pending();
-    let settings = LinkSettings::default();
-    let server = serve_with_lane(far.into(), seat, settings, Caller::Client, handler, never);
-    (Pair { link, client: tokio::spawn(client), server: tokio::spawn(server) }, opened)
+    (Pair { link, client: tokio::spawn(client), server: seated(far, seat, handler) }, opened)
+}
+
+/// A server with a seat for a lane.
+fn seated(
+    far: DuplexStream,
+    seat: Seat<DuplexStream>,
+    handler: Arc<dyn Invoke>,
+) -> JoinHandle<LinkEnd> {
+    let (settings, never) = (LinkSettings::default(), std::future::pending());
+    tokio::spawn(serve_with_lane(far.into(), seat, settings, Caller::Client, handler, never))
+}
+
+/// What is sent to [`echo`] comes back as it is.
+async fn comes_back(link: &Link, bytes: &Bytes) {
+    let answer = within("an answer", link.invoke(call(full(bytes.clone())))).await;
+    let (echoed, _) = collect(answer.expect("no failure").body).await.expect("no failure");
+    assert!(echoed == *bytes, "what comes back is what was sent");
 }
 
 #[tokio::test]
@@ -337,9 +351,7 @@ async fn both_directions_move_and_arrive_whole() {
     let (pair, opened) = both(echo());
     let bytes: Bytes = (0..5_000_000u32).map(|n| (n * 7 / 3) as u8).collect::<Vec<_>>().into();
     for _ in 0..3 {
-        let answer = within("an answer", pair.link.invoke(call(full(bytes.clone())))).await;
-        let (echoed, _) = collect(answer.expect("no failure").body).await.expect("no failure");
-        assert!(echoed == bytes, "what comes back is what was sent");
+        comes_back(&pair.link, &bytes).await;
     }
     assert_eq!(opened.load(Ordering::Relaxed), 1);
     drop(pair.link);
@@ -351,8 +363,7 @@ async fn both_directions_move_and_arrive_whole() {
 async fn small_calls_open_no_lane() {
     let (pair, opened) = both(echo());
     for _ in 0..100 {
-        let answer = within("an answer", pair.link.invoke(call(full(vec![1; 1000])))).await;
-        collect(answer.expect("no failure").body).await.expect("no failure");
+        comes_back(&pair.link, &Bytes::from(vec![1; 1000])).await;
     }
     assert_eq!(opened.load(Ordering::Relaxed), 0);
 }
@@ -365,21 +376,14 @@ async fn who_knows_no_lanes_is_served_on_the_link() {
     let _client = tokio::spawn(client);
     let _server = tokio::spawn(serve(far, LinkSettings::default(), Caller::Client, echo()));
     let bytes = Bytes::from(vec![5; 3_000_000]);
-    let answer = within("an answer", link.invoke(call(full(bytes.clone())))).await;
-    let (echoed, _) = collect(answer.expect("no failure").body).await.expect("no failure");
-    assert!(echoed == bytes);
+    comes_back(&link, &bytes).await;
 
     let (near, far) = tokio::io::duplex(256 * 1024);
     let (link, client) = blackhole_link::client(near, LinkSettings::default());
     let _client = tokio::spawn(client);
     let (seat, _way) = Seat::new(NUMBER);
-    let never = std::future::pending();
-    let settings = LinkSettings::default();
-    let server = serve_with_lane(far.into(), seat, settings, Caller::Client, echo(), never);
-    let _server = tokio::spawn(server);
-    let answer = within("an answer", link.invoke(call(full(bytes.clone())))).await;
-    let (echoed, _) = collect(answer.expect("no failure").body).await.expect("no failure");
-    assert!(echoed == bytes);
+    let _server = seated(far, seat, echo());
+    comes_back(&link, &bytes).await;
 }
 
 #[tokio::test]
@@ -389,14 +393,9 @@ async fn a_lane_that_cannot_be_opened_is_done_without() {
     let (link, client) = client_with_lane(near, LinkSettings::default(), open);
     let _client = tokio::spawn(client);
     let (seat, _way) = Seat::new(NUMBER);
-    let never = std::future::pending();
-    let settings = LinkSettings::default();
-    let server = serve_with_lane(far.into(), seat, settings, Caller::Client, echo(), never);
-    let _server = tokio::spawn(server);
+    let _server = seated(far, seat, echo());
     let bytes = Bytes::from(vec![5; 3_000_000]);
-    let answer = within("an answer", link.invoke(call(full(bytes.clone())))).await;
-    let (echoed, _) = collect(answer.expect("no failure").body).await.expect("no failure");
-    assert!(echoed == bytes);
+    comes_back(&link, &bytes).await;
 }
 
 #[tokio::test]

@@ -62,11 +62,9 @@ impl Sampler {
         let mut sample = Sample::default();
         let mut cpu_seconds = 0.0;
         // The clocks first: whatever happens from here on is seen in the next round.
-        let clocks = Clocks::of(self.init);
-        let pids =
-            clocks.as_ref().map_or_else(|| descendants(self.init), |all| all.pids().collect());
-        for pid in pids {
-            let (Some(used), Some(stat)) = (processor(pid), read_stat(pid)) else { continue };
+        let (seen, all) = look(self.init);
+        for (pid, used) in seen.iter().copied() {
+            let Some(stat) = read_stat(pid) else { continue };
             cpu_seconds += used.as_secs_f64();
             sample.threads += stat.threads;
             sample.memory_bytes += resident(pid).unwrap_or(0);
@@ -82,7 +80,7 @@ impl Sampler {
                 sample.cpu_percent = sample.cpu_used / seconds * 100.0;
             }
         }
-        self.last = Some(Last { at: now, cpu_seconds, clocks });
+        self.last = Some(Last { at: now, cpu_seconds, clocks: Clocks::whole(seen, all) });
         Some(sample)
     }
 }
@@ -95,11 +93,12 @@ impl Clocks {
     /// Of all below `init`. `None` where there is nobody, or where somebody may have been
     /// overlooked: then nothing follows from the others' having done nothing.
     pub(crate) fn of(init: u32) -> Option<Self> {
-        let below = tree(init);
-        let clocks = below.pids.iter().map(|pid| Some((*pid, processor(*pid)?)));
-        let clocks = clocks.collect::<Option<Vec<_>>>()?;
-        // Whoever was started before the clock of whoever started it was read is there by now.
-        (below.whole && !clocks.is_empty() && tree(init) == below).then_some(Self(clocks))
+        let (seen, all) = look(init);
+        Self::whole(seen, all)
+    }
+
+    fn whole(seen: Vec<(u32, Duration)>, all: bool) -> Option<Self> {
+        (all && !seen.is_empty()).then_some(Self(seen))
     }
 
     /// Whether they show what they showed: nobody starts a process, or is stopped, without running
@@ -112,6 +111,16 @@ impl Clocks {
     pub(crate) fn pids(&self) -> impl Iterator<Item = u32> {
         self.0.iter().map(|(pid, _)| *pid)
     }
+}
+
+/// Who is below `init`, and what each has used; true where nobody was overlooked.
+fn look(init: u32) -> (Vec<(u32, Duration)>, bool) {
+    let below = tree(init);
+    let used = |pid: &u32| Some((*pid, processor(*pid)?));
+    let seen: Vec<_> = below.pids.iter().filter_map(used).collect();
+    // Whoever was started before the clock of whoever started it was read is there by now.
+    let all = below.whole && seen.len() == below.pids.len() && tree(init) == below;
+    (seen, all)
 }
 
 /// The processor time that `pid` used, all its threads together; `None` where it has ended.

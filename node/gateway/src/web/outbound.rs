@@ -32,6 +32,7 @@ use super::{
 use crate::{
     bounds::JSON_BYTES_MAX,
     grpc::Outgoing,
+    heads::message_bytes,
     rescue::{self, GRPC_STATUS, PUSHBACK},
 };
 
@@ -148,14 +149,14 @@ impl Writing {
     /// The one message of an answer, and whether it is compressed.
     fn message(&self, envelopes: &Bytes) -> Result<(bool, Bytes), Failure> {
         let malformed = |message: &str| Err(Failure::failed(Reason::Malformed, message));
-        let Some([flags, length @ ..]) = envelopes.first_chunk::<PREFIX_BYTES>().copied() else {
+        let Some(prefix) = envelopes.first_chunk::<PREFIX_BYTES>().copied() else {
             return malformed("the plugin answered without a message");
         };
-        if u32::from_be_bytes(length) as usize != envelopes.len() - PREFIX_BYTES {
+        if message_bytes(prefix) != envelopes.len() - PREFIX_BYTES {
             return malformed("the plugin did not answer with one message: ask for a stream");
         }
         let message = envelopes.slice(PREFIX_BYTES..);
-        let compressed = flags & COMPRESSED != 0;
+        let compressed = prefix[0] & COMPRESSED != 0;
         match &self.shape {
             Some(_) if compressed => malformed("the plugin compressed its answer unasked"),
             Some(shape) => Ok((false, shape.to_json(&message)?.into())),

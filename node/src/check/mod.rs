@@ -20,6 +20,7 @@ use std::{collections::BTreeMap, path::PathBuf, process::ExitCode, sync::Arc};
 use parking_lot::Mutex;
 use plugin_host::{Command, Host, HostConfig, HostEvent, LoadRequest, MeshDoor, Source};
 use protocol::ports::{Change, Entry, Store, StoreError};
+use tokio::sync::watch;
 
 use crate::{EXIT_USAGE, args::CheckArgs, complain};
 use report::Report;
@@ -80,18 +81,17 @@ async fn check(source: Source, args: &CheckArgs) -> anyhow::Result<Report> {
     let store = Arc::new(Memory::default());
     let (host, mut events) = Host::start(config.clone(), store, Arc::new(NoMesh)).await?;
     // What happens is read, so that no supervisor waits; the descriptors are kept.
-    let described: Arc<Mutex<Vec<u8>>> = Arc::default();
-    let keeps = Arc::clone(&described);
+    let (keeps, described) = watch::channel(None);
     let reading = tokio::spawn(async move {
         while let Some(event) = events.recv().await {
             if let HostEvent::Ready(ready) = event {
-                *keeps.lock() = ready.descriptors.to_vec();
+                keeps.send_replace(Some(ready.descriptors));
             }
         }
     });
     let request = LoadRequest { name: args.name.clone(), wait: true, ..LoadRequest::new(source) };
     let loaded = host.load(request).await;
-    let report = rules::all(&host, &config, loaded, &described).await;
+    let report = rules::all(&host, &config, loaded, described).await;
     host.shutdown().await;
     drop(host);
     reading.abort();

@@ -5,14 +5,15 @@ use std::{
     time::{Duration, Instant},
 };
 
+use bytes::Bytes;
 use http_body_util::BodyExt;
-use parking_lot::Mutex;
 use plugin_host::{Host, HostConfig, LoadError, LogStream, PluginStatus, State};
 use prost::Message;
 use protocol::proto::plugin::{DescribeRequest, DescribeResponse};
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
     net::UnixStream,
+    sync::watch,
     time::timeout,
 };
 
@@ -70,13 +71,17 @@ pub async fn all(
     host: &Host,
     config: &HostConfig,
     loaded: Result<PluginStatus, LoadError>,
-    described: &Mutex<Vec<u8>>,
+    mut described: watch::Receiver<Option<Bytes>>,
 ) -> Report {
     let status = match loaded {
         Ok(status) => status,
         Err(error) => return not_started(&error),
     };
-    let descriptors = described.lock().clone();
+    // A plugin is loaded once it has been told to be ready, which may be heard of a moment later.
+    let descriptors = match described.wait_for(Option::is_some).await {
+        Ok(told) => told.clone().unwrap_or_default(),
+        Err(_) => Bytes::new(),
+    };
     let asked = Asked { host: host.clone(), name: status.name.clone() };
     let mut verdicts = vec![
         Verdict::Pass(match status.uptime {

@@ -2,6 +2,10 @@
 
 use std::{ffi::OsString, process::ExitCode};
 
+/// A call makes some dozens of small allocations, which is a fifth of its time with the system's.
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
 fn main() -> ExitCode {
     plugin_host::run_if_invoked();
     node::install_tls_provider();

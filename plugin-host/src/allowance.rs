@@ -90,11 +90,15 @@ struct Inner {
     seat: Seat,
     warden: Arc<Warden>,
     state: Mutex<State>,
+    /// Held by whoever changes a run's limits, one at a time.
+    changing: Mutex<()>,
 }
 
 struct State {
     resources: Resources,
     plan: Plan,
+    /// It gives way to others.
+    behind: bool,
     live: Option<Live>,
 }
 
@@ -172,8 +176,9 @@ fn choose_cores(key: &str, count: u32) -> Vec<u32> {
 impl Allowance {
     pub(crate) fn new(seat: Seat, warden: Arc<Warden>, resources: Resources) -> Self {
         let plan = limits::plan(&resources, &warden.means);
-        let state = Mutex::new(State { resources, plan, live: None });
-        Self { inner: Arc::new(Inner { seat, warden, state }) }
+        let state = Mutex::new(State { resources, plan, behind: false, live: None });
+        let changing = Mutex::default();
+        Self { inner: Arc::new(Inner { seat, warden, state, changing }) }
     }
 
     /// The limits and how each is held.
@@ -266,6 +271,7 @@ impl Allowance {
     /// Changes what `wish` names, at once where it runs and for every later start. Blocks. On
     /// error nothing has changed.
     pub(crate) fn change(&self, wish: &Resources) -> io::Result<()> {
+        let _one_at_a_time = self.inner.changing.lock();
         let (resources, live, init) = {
             let state = self.inner.state.lock();
             let live = state.live.as_ref();
@@ -280,7 +286,7 @@ impl Allowance {
                 "memory: it uses {used} now, and {wanted} would end it at once; restart it first"
             )));
         }
-        let plan = limits::plan(&resources, &self.inner.warden.means);
+        let plan = self.planned(&resources, self.gives_way());
         if let Some(init) = init {
             let before = self.inner.state.lock().plan.clone();
             // The one that an ordinary user may be refused comes first, and is taken back.
@@ -301,6 +307,44 @@ impl Allowance {
         state.resources = resources;
         state.plan = plan;
         Ok(())
+    }
+
+    /// Whether the run gives way to other plugins, and each later one will.
+    pub(crate) fn gives_way(&self) -> bool {
+        self.inner.state.lock().behind
+    }
+
+    /// Has the run, and each later one, give way to other plugins where cores are scarce, or stand
+    /// among them again. False where it may not or cannot give way. Blocks.
+    pub(crate) fn give_way(&self, behind: bool) -> io::Result<bool> {
+        let _one_at_a_time = self.inner.changing.lock();
+        let resources = self.resources();
+        let mut plan = self.planned(&resources, behind);
+        if behind && plan == self.planned(&resources, false) {
+            return Ok(false);
+        }
+        let (cage, init) = {
+            let mut state = self.inner.state.lock();
+            (state.behind, state.plan) = (behind, plan.clone());
+            let live = state.live.as_ref();
+            (live.and_then(|live| live.cage.clone()), live.and_then(|live| live.init))
+        };
+        if !behind && !plan.needs.iter().any(|it| matches!(it, Need::CpuShare(_))) {
+            // Its group stays, and weighs again what it would without a word.
+            let weighed = cage.as_ref().is_some_and(|cage| cage.has(Controller::Cpu));
+            plan.needs.extend(weighed.then_some(Need::CpuShare(limits::USUAL_SHARE)));
+        }
+        if let Some(init) = init {
+            self.adapt(cage, &plan, init)?;
+        }
+        Ok(true)
+    }
+
+    fn planned(&self, resources: &Resources, behind: bool) -> Plan {
+        let means = &self.inner.warden.means;
+        let plan = limits::plan(resources, means);
+        let after = behind.then(|| plan.clone().behind_others(means)).flatten();
+        after.unwrap_or(plan)
     }
 
     /// Puts the plan's needs in force on a run; moves it into a control group where it had none
@@ -324,8 +368,12 @@ impl Allowance {
                 };
                 let cage = Arc::new(cage);
                 // Kept before anything can fail, so that the end of the run removes it.
-                if let Some(live) = &mut self.inner.state.lock().live {
+                let live = self.inner.state.lock().live.as_mut().map(|live| {
                     live.cage = Some(Arc::clone(&cage));
+                });
+                if live.is_none() {
+                    // The run has ended meanwhile.
+                    return cage.end().map(|()| None);
                 }
                 move_all(init, &cage.directories())?;
                 Ok(Some(cage))

@@ -39,6 +39,8 @@ use protocol::{
 use tokio::time::timeout_at;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
+use crate::courtesy::Called;
+
 pub(crate) use address::{Address, Listener};
 pub(crate) use asking::Asking;
 use framed::Framed;
@@ -76,6 +78,9 @@ struct Inner {
     framed: Framed,
     calls: Arc<AtomicUsize>,
     begun: AtomicU64,
+    /// The host's own questions among them: so far, and under way.
+    asked: AtomicU64,
+    asking: AtomicUsize,
     idle: tokio::sync::Notify,
     tasks: TaskTracker,
     closing: CancellationToken,
@@ -97,6 +102,8 @@ impl Channel {
                 framed: Framed::default(),
                 calls: Arc::new(AtomicUsize::new(0)),
                 begun: AtomicU64::new(0),
+                asked: AtomicU64::new(0),
+                asking: AtomicUsize::new(0),
                 idle: tokio::sync::Notify::new(),
                 tasks: TaskTracker::new(),
                 closing: CancellationToken::new(),
@@ -112,6 +119,15 @@ impl Channel {
     /// Calls that it was given so far.
     pub(crate) fn begun(&self) -> u64 {
         self.inner.begun.load(Ordering::Acquire)
+    }
+
+    /// The same without the host's own questions.
+    pub(crate) fn called(&self) -> Called {
+        let inner = &self.inner;
+        // Questions first: one that is begun between the two looks would count as a call.
+        let asked = inner.asked.load(Ordering::Acquire);
+        let in_flight = inner.calls.load(Ordering::Acquire) > inner.asking.load(Ordering::Acquire);
+        Called { begun: self.begun().saturating_sub(asked), in_flight }
     }
 
     /// Waits until no call is in flight.

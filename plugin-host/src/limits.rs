@@ -21,6 +21,10 @@ const PROCESSES_DEFAULT: u64 = 2_048;
 /// Bytes in the directories that are a plugin's own where the manifest does not say.
 pub(crate) const DISK_DEFAULT: u64 = 1 << 30;
 
+/// The weight of who gives way to all others, and of who does not, as percent of one core.
+const LEAST_SHARE: u32 = 1;
+pub(crate) const USUAL_SHARE: u32 = 100;
+
 /// A limit that a control group holds.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Need {
@@ -55,8 +59,8 @@ impl Need {
 /// One limit of a plugin as it holds.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Mechanism {
-    /// What is limited: `memory`, `cpu`, `cpu_guaranteed`, `cpu_cores`, `cpu_seconds`, `processes`,
-    /// `files`, `file_size`, `disk`, `disk_bandwidth`, `network_bandwidth`.
+    /// What is limited: `memory`, `cpu`, `cpu_guaranteed`, `cpu_weight`, `cpu_cores`, `cpu_seconds`,
+    /// `processes`, `files`, `file_size`, `disk`, `disk_bandwidth`, `network_bandwidth`.
     pub resource: &'static str,
     /// To how much, for people.
     pub limit: String,
@@ -237,6 +241,17 @@ pub(crate) fn may_be_memory<'a>(
 }
 
 impl Plan {
+    /// Has it give way to all others where cores are scarce. `None` where it may not, because it
+    /// was promised a weight, or cannot, because no controller is at hand.
+    pub(crate) fn behind_others(mut self, means: &Means) -> Option<Self> {
+        let promised = self.needs.iter().any(|it| matches!(it, Need::CpuShare(_)));
+        let version = means.cpu.filter(|_| !promised)?;
+        self.needs.push(Need::CpuShare(LEAST_SHARE));
+        let way = format!("cgroup {version}, while it uses the processor and nobody calls it");
+        self.note("cpu_weight", "the least", way);
+        Some(self)
+    }
+
     fn note(&mut self, resource: &'static str, limit: impl fmt::Display, means: impl Into<String>) {
         let (limit, means) = (limit.to_string(), means.into());
         self.mechanisms.push(Mechanism { resource, limit, means });

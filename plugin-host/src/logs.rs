@@ -43,6 +43,11 @@ const READ_BYTES: usize = 16 * 1024;
 const READ_BYTES_PER_SECOND: f64 = 512.0 * 1024.0;
 const READ_BYTES_BURST: f64 = 1024.0 * 1024.0;
 
+/// Bytes that are read of all streams together that write more than that, a second and at once. A
+/// hundred of them would else keep the node busy with what is thrown away.
+const FLOODS_BYTES_PER_SECOND: f64 = 1024.0 * 1024.0;
+const FLOODS_BYTES_BURST: f64 = 4.0 * 1024.0 * 1024.0;
+
 /// Records a follower may be behind before it misses some; it is told how many.
 const FOLLOWER_RECORDS: usize = 1_024;
 
@@ -343,6 +348,26 @@ fn plain_level(level: &str) -> String {
     .into()
 }
 
+/// What all streams share that write more than is read of one at its pace.
+#[derive(Clone)]
+pub(crate) struct Floods(Arc<Mutex<Tokens>>);
+
+impl Default for Floods {
+    fn default() -> Self {
+        let tokens = Tokens::full(FLOODS_BYTES_PER_SECOND, FLOODS_BYTES_BURST, Instant::now());
+        Self(Arc::new(Mutex::new(tokens)))
+    }
+}
+
+impl Floods {
+    /// `bytes` were read of a stream that must wait for `own` already: how long it waits.
+    fn wait(&self, bytes: usize, own: Duration, now: Instant) -> Duration {
+        let mut tokens = self.0.lock();
+        tokens.spend(bytes as f64);
+        tokens.owed(now).map_or(own, |shared| shared.max(own))
+    }
+}
+
 /// Reads lines from `pipe` into `logs` until its last writer is gone. `pid` is asked for each
 /// line, because it is known only after the first could be said.
 pub(crate) async fn capture(
@@ -350,6 +375,7 @@ pub(crate) async fn capture(
     logs: Logs,
     stream: LogStream,
     pid: Arc<std::sync::atomic::AtomicU32>,
+    floods: Floods,
 ) {
     // Most plugins are silent most of the time: what they say is read into a buffer of the thread.
     thread_local! {
@@ -357,6 +383,7 @@ pub(crate) async fn capture(
     }
     let mut lines = Lines::default();
     let mut pace = Tokens::full(READ_BYTES_PER_SECOND, READ_BYTES_BURST, Instant::now());
+    let mut flooding = false;
     while pipe.readable().await.is_ok() {
         let pid = pid.load(std::sync::atomic::Ordering::Relaxed);
         let read = BUFFER.with_borrow_mut(|buffer| {
@@ -369,10 +396,16 @@ pub(crate) async fn capture(
             Ok(0) => break,
             Ok(read) => {
                 pace.spend(read as f64);
-                match pace.owed(Instant::now()) {
+                let now = Instant::now();
+                let own = pace.owed(now);
+                // A flood is one until its pipe is empty, however long it waited meanwhile.
+                flooding = own.is_some() || (flooding && read == READ_BYTES);
+                if flooding {
+                    let wait = floods.wait(read, own.unwrap_or_default(), now);
+                    tokio::time::sleep(wait).await;
+                } else {
                     // However much there is to read, others have their turn.
-                    None => tokio::task::yield_now().await,
-                    Some(time) => tokio::time::sleep(time).await,
+                    tokio::task::yield_now().await;
                 }
             }
             // It was not readable after all.
@@ -579,7 +612,8 @@ mod tests {
         let (reader, mut writer) = io::pipe().expect("a pipe");
         let pipe = pipe::Receiver::from_owned_fd(reader.into()).expect("registered");
         let logs = Logs::new("node", "plugin", 10);
-        let read = capture(pipe, logs.clone(), LogStream::Stderr, Arc::default());
+        let read =
+            capture(pipe, logs.clone(), LogStream::Stderr, Arc::default(), Floods::default());
         let read = tokio::spawn(read);
         let begun = Instant::now();
         let written = tokio::task::spawn_blocking(move || {
@@ -600,5 +634,37 @@ mod tests {
         let lost = logs.lost();
         let kept = logs.tail(0).iter().filter(|it| it.stream == LogStream::Stderr).count() as u64;
         assert!(lost + kept >= written as u64 / 1_024, "{lost} + {kept} of {written} bytes");
+    }
+
+    #[tokio::test]
+    async fn floods_share_what_is_read_of_all_of_them() {
+        const STREAMS: usize = 8;
+        let floods = Floods::default();
+        let begun = Instant::now();
+        let written = (0..STREAMS).map(|_| {
+            let (reader, mut writer) = io::pipe().expect("a pipe");
+            let pipe = pipe::Receiver::from_owned_fd(reader.into()).expect("registered");
+            let logs = Logs::new("node", "plugin", 10);
+            let read = capture(pipe, logs, LogStream::Stdout, Arc::default(), floods.clone());
+            let read = tokio::spawn(read);
+            tokio::task::spawn_blocking(move || {
+                let bytes = [b'x'; 4_096];
+                let mut written = 0;
+                while begun.elapsed() < Duration::from_secs(2) && !read.is_finished() {
+                    io::Write::write_all(&mut writer, &bytes).expect("it is read");
+                    written += bytes.len();
+                }
+                written
+            })
+        });
+        let written: Vec<_> = written.collect();
+        let mut all = 0.0;
+        for one in written {
+            all += one.await.expect("it ends") as f64;
+        }
+        let first = STREAMS as f64 * (READ_BYTES_BURST + 64.0 * 1024.0 + 2.0 * READ_BYTES as f64);
+        let shared = FLOODS_BYTES_BURST + FLOODS_BYTES_PER_SECOND * begun.elapsed().as_secs_f64();
+        assert!(all <= first + shared, "{all} bytes were taken, at most {}", first + shared);
+        assert!(all >= first / 2.0, "{all} bytes were taken");
     }
 }

@@ -31,7 +31,8 @@ use crate::{
     egress::Lookups,
     level::{self, Guests},
     lifecycle::{State, Step},
-    logs::{self, Logs},
+    logs::{self, Floods, Logs},
+    lookout::Lookout,
     permissions::Access,
     plan::Paths,
     restart::{Restarts, Verdict},
@@ -44,6 +45,7 @@ use crate::{
     stillness::Stillness,
 };
 
+use files::Place;
 pub(crate) use files::private_directory;
 use start::NotStarted;
 use watch::Watched;
@@ -69,6 +71,9 @@ pub(crate) struct Context {
     pub(crate) events: mpsc::Sender<HostEvent>,
     pub(crate) transitions: broadcast::Sender<Transition>,
     pub(crate) logs: Logs,
+    /// The host's, for whoever says too much.
+    pub(crate) floods: Floods,
+    pub(crate) lookout: Lookout,
     /// What it may do.
     pub(crate) access: Arc<Access>,
     /// The host's, for the egress proxy.
@@ -174,9 +179,16 @@ enum Next {
 
 /// Supervises until the instance is stopped or has failed. Nothing of it is left afterwards.
 pub(crate) async fn supervise(context: Context, orders: mpsc::Receiver<Order>, first: FirstStart) {
+    let place = Place {
+        paths: Paths::new(&context.config, &context.seat.key()),
+        config: Arc::clone(&context.config),
+        program: Arc::clone(&context.program),
+        seat: context.seat.clone(),
+        access: Arc::clone(&context.access),
+    };
     let supervisor = Supervisor {
         restarts: Restarts::new(context.restart.clone()),
-        paths: Paths::new(&context.config, &context.seat.key()),
+        place,
         born: Instant::now(),
         first: Some(first),
         context,
@@ -187,7 +199,7 @@ pub(crate) async fn supervise(context: Context, orders: mpsc::Receiver<Order>, f
 struct Supervisor {
     context: Context,
     restarts: Restarts,
-    paths: Paths,
+    place: Place,
     born: Instant,
     first: Option<FirstStart>,
 }
@@ -203,11 +215,11 @@ async fn told(orders: &mut mpsc::Receiver<Order>) -> Order {
 impl Supervisor {
     async fn run(mut self, mut orders: mpsc::Receiver<Order>) {
         self.step(Step::Validated, "");
-        let door = match self.open_door() {
+        let door = match self.open_door().await {
             Ok(door) => door,
             Err(error) => {
                 self.give_up(Step::GaveUp, &format!("its mesh socket cannot be made: {error}"));
-                self.remove_files();
+                self.remove_files().await;
                 return;
             }
         };
@@ -225,7 +237,19 @@ impl Supervisor {
             };
         }
         drop(door);
-        self.remove_files();
+        self.remove_files().await;
+    }
+
+    async fn open_door(&self) -> std::io::Result<Box<dyn Send>> {
+        let (place, door) = (self.place.clone(), Arc::clone(&self.context.door));
+        let opened = tokio::task::spawn_blocking(move || place.open_door(&*door)).await;
+        opened.map_err(std::io::Error::other)?
+    }
+
+    async fn remove_files(&self) {
+        let place = self.place.clone();
+        // Joined, so that nothing of it is left. It does not panic.
+        let _ = tokio::task::spawn_blocking(move || place.remove()).await;
     }
 
     /// Removes the control group of the run that is over, with whatever is left in it.

@@ -10,11 +10,16 @@ use nix::{time::clock_getcpuclockid, unistd::Pid};
 /// Processes of one plugin that are looked at; a fork bomb must not cost the node its time.
 const PROCESSES_MAX: usize = 256;
 
+/// Threads of one process whose waiting is looked at.
+const THREADS_MAX: usize = 64;
+
 /// One sample.
 #[derive(Debug, Clone, Copy, PartialEq, Default)]
 pub(crate) struct Sample {
     pub(crate) memory_bytes: u64,
     pub(crate) cpu_percent: f64,
+    /// What it would have used had it never waited for a core, as percent of one; 0 in the first.
+    pub(crate) wants_percent: f64,
     /// Seconds of CPU time since the sample before; in the first, since the processes began.
     pub(crate) cpu_used: f64,
     pub(crate) threads: u32,
@@ -35,6 +40,8 @@ pub(crate) struct Sampler {
 struct Last {
     at: Instant,
     cpu_seconds: f64,
+    /// How long its processes have waited for a core.
+    waited_seconds: f64,
     /// What each process had used, where all could be told.
     clocks: Option<Clocks>,
 }
@@ -45,27 +52,33 @@ impl Sampler {
         Self { init, last: None, round: 0 }
     }
 
-    /// What is used at `now`; `None` where nothing happened since the sample before. CPU is an
-    /// average since then, 0 in the first.
+    /// Begins a round at `now`; true where nothing happened since the one before.
     ///
     /// Processes that used no CPU have opened nothing, written nothing and started nobody, so only
     /// their clocks are looked at, in all but every thirtieth round: a thousand idle plugins must
     /// not keep a core busy with being looked at. Who cannot be seen whole did something.
-    pub(crate) fn sample(&mut self, now: Instant) -> Option<Sample> {
+    pub(crate) fn still(&mut self, now: Instant) -> bool {
         self.round += 1;
-        if let Some(last) = self.last.as_mut().filter(|_| !self.round.is_multiple_of(ROUNDS_WHOLE))
-            && last.clocks.as_ref().is_some_and(Clocks::stand)
-        {
+        let last = self.last.as_mut().filter(|_| !self.round.is_multiple_of(ROUNDS_WHOLE));
+        let Some(last) = last else { return false };
+        let still = last.clocks.as_ref().is_some_and(Clocks::stand);
+        if still {
             last.at = now;
-            return None;
         }
+        still
+    }
+
+    /// What is used at `now`. CPU is an average since the sample before, 0 in the first. Blocks for
+    /// as long as reading a dozen files of each process takes.
+    pub(crate) fn sample(&mut self, now: Instant) -> Sample {
         let mut sample = Sample::default();
-        let mut cpu_seconds = 0.0;
+        let (mut cpu_seconds, mut waited_seconds) = (0.0, 0.0);
         // The clocks first: whatever happens from here on is seen in the next round.
         let (seen, all) = look(self.init);
         for (pid, used) in seen.iter().copied() {
             let Some(stat) = read_stat(pid) else { continue };
             cpu_seconds += used.as_secs_f64();
+            waited_seconds += waited(pid).as_secs_f64();
             sample.threads += stat.threads;
             sample.memory_bytes += resident(pid).unwrap_or(0);
             let open = fs::read_dir(format!("/proc/{pid}/fd")).map_or(0, Iterator::count);
@@ -78,10 +91,13 @@ impl Sampler {
             let seconds = now.saturating_duration_since(last.at).as_secs_f64();
             if seconds > 0.0 {
                 sample.cpu_percent = sample.cpu_used / seconds * 100.0;
+                let waited = (waited_seconds - last.waited_seconds).max(0.0);
+                sample.wants_percent = (sample.cpu_used + waited) / seconds * 100.0;
             }
         }
-        self.last = Some(Last { at: now, cpu_seconds, clocks: Clocks::whole(seen, all) });
-        Some(sample)
+        let clocks = Clocks::whole(seen, all);
+        self.last = Some(Last { at: now, cpu_seconds, waited_seconds, clocks });
+        sample
     }
 }
 
@@ -127,6 +143,18 @@ fn look(init: u32) -> (Vec<(u32, Duration)>, bool) {
 fn processor(pid: u32) -> Option<Duration> {
     let clock = clock_getcpuclockid(Pid::from_raw(pid.cast_signed())).ok()?;
     Some(Duration::from(clock.now().ok()?))
+}
+
+/// How long the threads of `pid` have waited for a core, as far as the kernel counts it; at most
+/// [`THREADS_MAX`] are looked at. Source: kernel documentation, `sched-stats.rst`,
+/// `/proc/<pid>/schedstat`.
+fn waited(pid: u32) -> Duration {
+    let Ok(threads) = fs::read_dir(format!("/proc/{pid}/task")) else { return Duration::ZERO };
+    let one = |thread: fs::DirEntry| {
+        let text = fs::read_to_string(thread.path().join("schedstat")).ok()?;
+        text.split_whitespace().nth(1)?.parse().ok().map(Duration::from_nanos)
+    };
+    threads.flatten().take(THREADS_MAX).filter_map(one).sum()
 }
 
 /// Every process below `pid`, at most [`PROCESSES_MAX`].
@@ -240,9 +268,9 @@ mod tests {
                 std::thread::sleep(Duration::from_millis(10));
                 let mut sampler = Sampler::new(shell.id());
                 let first = sampler.sample(Instant::now());
-                let there = first.map_or(0, |sample| sample.threads);
+                let there = first.threads;
                 std::thread::sleep(Duration::from_millis(5));
-                seen = (there as usize, sampler.sample(Instant::now()).is_none());
+                seen = (there as usize, sampler.still(Instant::now()));
                 if seen.0 == sleepers.min(PROCESSES_MAX) && (seen.1 || !still) {
                     break;
                 }

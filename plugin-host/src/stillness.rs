@@ -24,7 +24,7 @@ pub(crate) struct Traces {
 }
 
 impl Traces {
-    /// Of the jail whose first process is `init`. `None` where that cannot be told, or where one
+    /// Of the jail whose first process is `init`; blocks. `None` where that cannot be told, or where one
     /// of its processes is stopped and could not do anything if it wanted to.
     pub(crate) fn of(init: u32, calls: u64) -> Option<Self> {
         let clocks = Clocks::of(init)?;
@@ -48,16 +48,15 @@ pub(crate) struct Stillness {
 }
 
 impl Stillness {
-    /// Looks at the jail whose first process is `init` and that was given `calls`, and tells how
-    /// often it was found to have done something.
-    pub(crate) fn look(&mut self, init: Option<u32>, calls: u64) -> u64 {
-        match &self.since {
-            Some(since) if since.are_all(calls) => self.stirred,
-            _ => self.note(init.and_then(|init| Traces::of(init, calls))),
-        }
+    /// Whether it did nothing since it was last looked at, having been given `calls` so far; then
+    /// how often it was found to have done something before.
+    pub(crate) fn still(&self, calls: u64) -> Option<u64> {
+        let since = self.since.as_ref()?;
+        since.are_all(calls).then_some(self.stirred)
     }
 
-    fn note(&mut self, traces: Option<Traces>) -> u64 {
+    /// Notes what a look found, and tells how often it was found to have done something.
+    pub(crate) fn note(&mut self, traces: Option<Traces>) -> u64 {
         if traces.is_none() || traces != self.since {
             self.stirred += 1;
             self.since = traces;

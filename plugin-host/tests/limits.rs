@@ -10,9 +10,12 @@ use std::{
 use blackhole_plugin_host::{
     CgroupPolicy, ChangeError, Host, PluginStatus, State, logs::LogStream,
 };
-use protocol::manifest::Resources;
+use bytes::Bytes;
+use http_body::Frame;
+use http_body_util::StreamBody;
+use protocol::{failure::Failure, manifest::Resources, ports::Body};
 use rustix::process::Pid;
-use support::{Door, PATIENCE, World, alive};
+use support::{Door, PATIENCE, World, alive, call};
 use tokio::time::timeout;
 
 const QUICK: &str = "restart: {policy: never}";
@@ -266,6 +269,46 @@ async fn a_guaranteed_share_is_a_weight_of_its_group_or_said_not_to_be_in_force(
         told => assert!(told.starts_with("not enforced: "), "{told}"),
     }
     world.host.shutdown().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn who_computes_uncalled_gives_way_to_the_others_while_nobody_calls_it() {
+    let world = World::with(|config| config.stats_interval = Duration::from_millis(200)).await;
+    let loaded = world.load_manifest(&manifest("burner", ""), &script("--burn")).await;
+    let instance = loaded.expect("it starts").instance.expect("it runs");
+    let weight = |status: &PluginStatus| {
+        let shares = held(status, "cpu.shares").or_else(|| held(status, "cpu.weight"));
+        shares.map(|text| text.trim().to_owned())
+    };
+    let is_behind = |status: &PluginStatus| {
+        status.mechanisms.iter().any(|it| it.resource == "cpu_weight" && it.limit == "the least")
+    };
+    if means_of("cpu_guaranteed").await.starts_with("not enforced: ") {
+        return;
+    }
+    let status = until(&world, "burner", "behind", is_behind).await;
+    assert!(["10", "1"].contains(&&*weight(&status).expect("it has a group")), "{status:#?}");
+    // Somebody calls it, for as long as nothing more comes.
+    let (send, receive) = tokio::sync::mpsc::channel::<Result<Frame<Bytes>, Failure>>(1);
+    let stream = tokio_stream::wrappers::ReceiverStream::new(receive);
+    let stream = Body::new(StreamBody::new(stream));
+    let channel = world.reach(instance).await.expect("reached");
+    let called = tokio::spawn(channel.invoke(call("Collect", stream, None)));
+    let status = until(&world, "burner", "among the others", |it| !is_behind(it)).await;
+    assert!(["1024", "100"].contains(&&*weight(&status).expect("it keeps its group")));
+    drop(send);
+    called.await.expect("no panic").expect("it answers");
+    until(&world, "burner", "behind again", is_behind).await;
+    world.host.shutdown().await;
+}
+
+/// How this machine holds `resource`.
+async fn means_of(resource: &str) -> String {
+    let world = World::new().await;
+    let text = manifest("asked", &format!("{resource}: 50"));
+    let told = means(&world.load_manifest(&text, &script("")).await.expect("it starts"), resource);
+    world.host.shutdown().await;
+    told
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -25,7 +25,7 @@ use crate::{
 
 /// Forks the program and stays until it, or the host, has ended.
 pub(crate) fn run(
-    spec: &JailSpec,
+    spec: JailSpec,
     control: &OwnedFd,
     listener: Option<OwnedFd>,
     mut layers: Layers,
@@ -36,7 +36,7 @@ pub(crate) fn run(
     let program = match sys::fork().layer("program", "fork")? {
         Fork::Child => {
             drop(outcome);
-            let program = Program { spec, control, listener, parent: this, told };
+            let program = Program { spec: &spec, control, listener, parent: this, told };
             sys::exit_now(program.begin())
         }
         Fork::Parent(program) => program,
@@ -48,6 +48,9 @@ pub(crate) fn run(
     leave_standard_streams();
     let mut init = Init { control, watch, program, namespaces: spec.namespaces };
     init.tell(&Report::Started { layers });
+    // From here on it only waits, as long as the plugin lives.
+    drop(spec);
+    sys::give_memory_back();
     init.serve();
     Ok(())
 }

@@ -80,7 +80,7 @@ pub(crate) fn begin() -> ExitCode {
     };
     match (closed, order.message) {
         (Ok(()), Order::Fork) => zygote::serve(control, order.descriptors),
-        (Ok(()), Order::Launch(spec)) => launch(&control, &spec, order.descriptors),
+        (Ok(()), Order::Launch(spec)) => launch(&control, *spec, order.descriptors),
         (Err(error), _) => {
             let refusal = Refusal::new("descriptors", format!("close_range: {error}"));
             // The host may be gone; then nobody waits for the reason.
@@ -98,7 +98,7 @@ fn not_by_hand() -> ExitCode {
 }
 
 /// The launcher of one jail.
-pub(crate) fn launch(control: &OwnedFd, spec: &JailSpec, descriptors: Vec<OwnedFd>) -> ExitCode {
+pub(crate) fn launch(control: &OwnedFd, spec: JailSpec, descriptors: Vec<OwnedFd>) -> ExitCode {
     match outside(spec, control, descriptors) {
         Ok(()) => ExitCode::SUCCESS,
         Err(refusal) => {
@@ -109,18 +109,18 @@ pub(crate) fn launch(control: &OwnedFd, spec: &JailSpec, descriptors: Vec<OwnedF
     }
 }
 
-fn outside(spec: &JailSpec, control: &OwnedFd, descriptors: Vec<OwnedFd>) -> Result<(), Refusal> {
+fn outside(spec: JailSpec, control: &OwnedFd, descriptors: Vec<OwnedFd>) -> Result<(), Refusal> {
     introduce(control)?;
-    let listener = standard_streams(spec, descriptors)?;
+    let listener = standard_streams(&spec, descriptors)?;
     prefer_plugins_when_memory_ends();
 
     // With an id of its own the program could not reach what only the host's user may read; so it
     // is opened here, where ids can also be mapped. With the host's id it is opened inside.
     let separate = spec.outside_id.is_some();
-    let trees = if spec.namespaces && separate { Some(Trees::open(spec)?) } else { None };
+    let trees = if spec.namespaces && separate { Some(Trees::open(&spec)?) } else { None };
     let (go, gate) =
         rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC).layer("launcher", "pipe")?;
-    let flags = if spec.namespaces { namespaces(spec) } else { 0 };
+    let flags = if spec.namespaces { namespaces(&spec) } else { 0 };
     match sys::clone_into(flags, true).map_err(|error| no_namespaces(&error))? {
         Fork::Child => {
             drop(gate);
@@ -129,11 +129,11 @@ fn outside(spec: &JailSpec, control: &OwnedFd, descriptors: Vec<OwnedFd>) -> Res
         }
         Fork::Parent(first) => {
             if spec.namespaces {
-                write_id_maps(spec, first)?;
+                write_id_maps(&spec, first)?;
             }
             rustix::io::write(&gate, b"g").layer("launcher", "let the jail begin")?;
             // Meanwhile, because joining may take longer than building.
-            join_cgroups(spec, first)?;
+            join_cgroups(&spec, first)?;
             rustix::io::write(&gate, b"j").layer("launcher", "let the program begin")?;
             Ok(())
         }
@@ -238,7 +238,7 @@ fn prefer_plugins_when_memory_ends() {
 
 /// What the first process of a jail begins with.
 struct Jail<'a> {
-    spec: &'a JailSpec,
+    spec: JailSpec,
     control: &'a OwnedFd,
     listener: Option<OwnedFd>,
     trees: Option<Trees>,
@@ -257,7 +257,7 @@ impl Jail<'_> {
             return 1;
         }
         let Jail { spec, listener, trees, go, .. } = self;
-        let built = build(spec, trees, control, &go);
+        let built = build(&spec, trees, control, &go);
         drop(go);
         match built.and_then(|layers| init::run(spec, control, listener, layers)) {
             Ok(()) => 0,

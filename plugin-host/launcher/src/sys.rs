@@ -245,6 +245,14 @@ pub(crate) fn reset_signals() {
     }
 }
 
+/// Hands memory that was freed back to the kernel.
+pub(crate) fn give_memory_back() {
+    // Needed: the allocator of the executable has no safe form of it.
+    // SAFETY: it takes free memory only, and may be called at any time; where another allocator is
+    // in use there is none.
+    unsafe { libmimalloc_sys::mi_collect(true) }
+}
+
 fn done(result: i64) -> io::Result<()> {
     if result < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
 }

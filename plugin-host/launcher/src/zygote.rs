@@ -63,7 +63,7 @@ fn launch(low: OwnedFd) -> i32 {
     let order = control::recv::<Order>(&control, RecvFlags::empty());
     match order.map(|order| order.map(|order| (order.message, order.descriptors))) {
         Ok(Some((Order::Launch(spec), descriptors))) => {
-            i32::from(jail::launch(&control, &spec, descriptors) != ExitCode::SUCCESS)
+            i32::from(jail::launch(&control, *spec, descriptors) != ExitCode::SUCCESS)
         }
         // The host gave up.
         _ => 1,

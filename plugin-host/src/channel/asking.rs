@@ -1,7 +1,7 @@
 //! A channel as the gRPC library wants it, for the host's own questions to a plugin.
 
 use std::{
-    sync::Arc,
+    sync::{Arc, atomic::Ordering},
     task::{Context, Poll},
     time::Instant,
 };
@@ -14,7 +14,7 @@ use protocol::{
     service::InvalidMethodPath,
 };
 
-use super::Channel;
+use super::{Channel, Inner};
 
 /// A channel as the gRPC library wants it, for the host's own questions to a plugin.
 #[derive(Clone)]
@@ -26,6 +26,23 @@ pub(crate) struct Asking {
 impl Asking {
     pub(crate) fn until(channel: &Arc<Channel>, deadline: Instant) -> Self {
         Self { channel: Arc::clone(channel), deadline }
+    }
+}
+
+/// One question on its way, until its answer begins.
+struct Question(Arc<Inner>);
+
+impl Question {
+    fn begin(channel: &Channel) -> Self {
+        channel.inner.asked.fetch_add(1, Ordering::AcqRel);
+        channel.inner.asking.fetch_add(1, Ordering::AcqRel);
+        Self(Arc::clone(&channel.inner))
+    }
+}
+
+impl Drop for Question {
+    fn drop(&mut self) {
+        self.0.asking.fetch_sub(1, Ordering::AcqRel);
     }
 }
 
@@ -56,6 +73,7 @@ impl tower::Service<http::Request<tonic::body::Body>> for Asking {
                 locality: Locality::Local,
                 caller: Caller::Operator,
             };
+            let _question = Question::begin(&channel);
             let reply = channel.invoke(Call { head, body: Body::new(body) }).await?;
             let mut response = http::Response::new(reply.body);
             *response.headers_mut() = reply.metadata;

@@ -194,6 +194,8 @@ impl Host {
             events: inner.events.clone(),
             transitions: inner.transitions.clone(),
             logs: logs.clone(),
+            floods: inner.floods.clone(),
+            lookout: inner.lookout.clone(),
             access: Arc::clone(access),
             lookups: inner.lookups.clone(),
             status: Arc::clone(&instance.status),

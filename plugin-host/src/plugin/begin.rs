@@ -13,13 +13,11 @@ use std::{
 use protocol::{id::InstanceId, manifest::Listen};
 use tokio_util::task::AbortOnDropHandle;
 
-use super::{Captures, Supervisor, start::NotStarted};
+use super::{Captures, Supervisor, files::Prepared, start::NotStarted};
 use crate::{
-    allowance::Allotted,
     channel::{Address, Listener},
     egress, level,
     logs::{self, LogStream},
-    plan,
     process::{Output, Process, StartFailure},
 };
 
@@ -41,15 +39,8 @@ impl Supervisor {
         instance: InstanceId,
         deadline: Instant,
     ) -> Result<Begun, NotStarted> {
-        let listener = self.prepare_sockets().map_err(|error| {
-            StartFailure::new("sockets", format!("{}: {error}", self.paths.directory.display()))
-        })?;
         let context = &self.context;
-        let (config, program, seat) = (&context.config, &context.program, &context.seat);
-        let granted = context.access.granted();
-        let mut spec = plan::jail(config, program, seat, granted, &instance.to_string());
-        let allotted = self.allot().await?;
-        let layers = allotted.apply(&mut spec);
+        let Prepared { spec, listener, layers } = self.prepare(instance).await?;
         let user = spec.outside_id;
         let (start, output) = Process::start(&context.spawner)?;
         let pid = Arc::new(AtomicU32::new(0));
@@ -94,12 +85,12 @@ impl Supervisor {
         })
     }
 
-    /// Makes the control group of this run.
-    async fn allot(&self) -> Result<Allotted, StartFailure> {
-        let allowance = self.context.allowance.clone();
-        let failed = |error: &dyn std::fmt::Display| StartFailure::new("cgroup", error);
-        let begun = tokio::task::spawn_blocking(move || allowance.begin()).await;
-        begun.map_err(|error| failed(&error))?.map_err(|error| failed(&error))
+    /// Makes ready what a run needs on this machine.
+    async fn prepare(&self, instance: InstanceId) -> Result<Prepared, StartFailure> {
+        let (place, allowance) = (self.place.clone(), self.context.allowance.clone());
+        let prepare = move || place.prepare(&allowance, &instance.to_string());
+        let prepared = tokio::task::spawn_blocking(prepare).await;
+        prepared.unwrap_or_else(|error| Err(StartFailure::new("launcher", error)))
     }
 
     /// Begins to serve the jail's way out, where it has one.
@@ -110,18 +101,20 @@ impl Supervisor {
     }
 
     fn capture(&self, output: Output, pid: &Arc<AtomicU32>) -> Captures {
-        let logs = &self.context.logs;
-        let stdout = logs::capture(output.stdout, logs.clone(), LogStream::Stdout, Arc::clone(pid));
-        let stderr = logs::capture(output.stderr, logs.clone(), LogStream::Stderr, Arc::clone(pid));
+        let read = |pipe, stream| {
+            let (logs, floods) = (self.context.logs.clone(), self.context.floods.clone());
+            let reading = logs::capture(pipe, logs, stream, Arc::clone(pid), floods);
+            AbortOnDropHandle::new(tokio::spawn(reading))
+        };
         Captures(vec![
-            AbortOnDropHandle::new(tokio::spawn(stdout)),
-            AbortOnDropHandle::new(tokio::spawn(stderr)),
+            read(output.stdout, LogStream::Stdout),
+            read(output.stderr, LogStream::Stderr),
         ])
     }
 
     fn address(&self, process: &Process, user: Option<u32>) -> Address {
         let listen = self.context.program.manifest.listen;
-        let path = self.paths.plugin_socket(listen);
+        let path = self.place.paths.plugin_socket(listen);
         match listen {
             Listen::Tcp(port) => Address::Jail { control: process.control(), port },
             Listen::Fd => Address::Unix { path, listener: Listener::Host },

@@ -1,4 +1,5 @@
-//! A plugin's place in the run directory: its sockets, and what it may write to.
+//! A plugin's place in the run directory: its sockets, and what it may write to. Directories may be
+//! slow and full: all here blocks, and is called where that is allowed.
 
 use std::{
     fs, io,
@@ -13,31 +14,73 @@ use std::{
     sync::Arc,
 };
 
+use launcher::JailSpec;
 use protocol::manifest::Listen;
 
-use super::Supervisor;
-use crate::plan;
+use crate::{
+    allowance::Allowance,
+    config::HostConfig,
+    permissions::Access,
+    plan::{self, Paths},
+    process::StartFailure,
+    seat::Seat,
+    source::Program,
+    status::MeshDoor,
+};
 
-impl Supervisor {
+/// One instance's place, and what is known of it before it runs.
+#[derive(Clone)]
+pub(super) struct Place {
+    pub(super) paths: Paths,
+    pub(super) config: Arc<HostConfig>,
+    pub(super) program: Arc<Program>,
+    pub(super) seat: Seat,
+    pub(super) access: Arc<Access>,
+}
+
+/// What a jail begins with.
+pub(super) struct Prepared {
+    pub(super) spec: JailSpec,
+    pub(super) listener: Option<OwnedFd>,
+    /// Those of its control groups.
+    pub(super) layers: Vec<String>,
+}
+
+impl Place {
+    /// Makes sockets and control groups of a run, and says what its jail shall be.
+    pub(super) fn prepare(
+        &self,
+        allowance: &Allowance,
+        instance: &str,
+    ) -> Result<Prepared, StartFailure> {
+        let listener = self.prepare_sockets().map_err(|error| {
+            StartFailure::new("sockets", format!("{}: {error}", self.paths.directory.display()))
+        })?;
+        let granted = self.access.granted();
+        let mut spec = plan::jail(&self.config, &self.program, &self.seat, granted, instance);
+        let allotted = allowance.begin().map_err(|error| StartFailure::new("cgroup", error))?;
+        let layers = allotted.apply(&mut spec);
+        Ok(Prepared { spec, listener, layers })
+    }
+
     /// Makes the plugin's directory and opens the mesh to it.
-    pub(super) fn open_door(&self) -> io::Result<Box<dyn Send>> {
+    pub(super) fn open_door(&self, door: &dyn MeshDoor) -> io::Result<Box<dyn Send>> {
         let _ = fs::remove_dir_all(&self.paths.directory);
         private_directory(&self.paths.directory)?;
         let listener = self.bind(&self.paths.mesh_socket())?;
-        let access = Arc::clone(&self.context.access);
-        Ok(self.context.door.open(&self.context.seat.plugin, access, listener))
+        Ok(door.open(&self.seat.plugin, Arc::clone(&self.access), listener))
     }
 
     /// Leaves a clean place for the plugin's socket, and binds it where the host does that.
-    pub(super) fn prepare_sockets(&self) -> io::Result<Option<OwnedFd>> {
+    fn prepare_sockets(&self) -> io::Result<Option<OwnedFd>> {
         let own = self.paths.own();
         let _ = fs::remove_dir_all(&own);
         private_directory(&own)?;
         self.give(&own)?;
-        if self.context.program.state {
+        if self.program.state {
             self.prepare_state()?;
         }
-        let listen = self.context.program.manifest.listen;
+        let listen = self.program.manifest.listen;
         match listen {
             Listen::Fd => {
                 let path = self.paths.plugin_socket(listen);
@@ -60,14 +103,14 @@ impl Supervisor {
     fn prepare_state(&self) -> io::Result<()> {
         let state = &self.paths.state;
         private_directory(state)?;
-        match plan::outside_id(&self.context.config, &self.context.seat.key()) {
+        match plan::outside_id(&self.config, &self.seat.key()) {
             Some(id) => give_all(state, id),
             None => Ok(()),
         }
     }
 
     fn shares_network(&self) -> bool {
-        plan::shares_network(&self.context.config, self.context.access.granted())
+        plan::shares_network(&self.config, self.access.granted())
     }
 
     fn bind(&self, path: &Path) -> io::Result<UnixListener> {
@@ -80,13 +123,14 @@ impl Supervisor {
 
     /// Makes `path` the plugin's, where it has an id of its own.
     fn give(&self, path: &Path) -> io::Result<()> {
-        match plan::outside_id(&self.context.config, &self.context.seat.key()) {
+        match plan::outside_id(&self.config, &self.seat.key()) {
             Some(id) => std::os::unix::fs::chown(path, Some(id), Some(id)),
             None => Ok(()),
         }
     }
 
-    pub(super) fn remove_files(&self) {
+    /// Removes all that it has there.
+    pub(super) fn remove(&self) {
         if let Err(error) = fs::remove_dir_all(&self.paths.directory) {
             tracing::warn!(path = %self.paths.directory.display(), %error, "cannot remove");
         }

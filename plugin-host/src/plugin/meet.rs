@@ -11,10 +11,7 @@ use protocol::service::ServiceName;
 use serde_json::Value;
 use tokio::time::{sleep, sleep_until};
 
-use super::{
-    Run, Supervisor,
-    watch::{SETTLED_AFTER, traces},
-};
+use super::{Run, Supervisor, watch::SETTLED_AFTER};
 use crate::{
     channel::Channel,
     contract::{self, Answer, Described, Figures},
@@ -167,7 +164,7 @@ impl Supervisor {
         loop {
             sleep_until(self.due(interval, chance).into()).await;
             let mut stillness = run.stillness.lock().await;
-            let stirred = stillness.look(run.process.init(), run.channel.begun());
+            let stirred = self.stirred(run, &mut stillness).await;
             if asker.holds(stirred) {
                 continue;
             }
@@ -178,7 +175,7 @@ impl Supervisor {
                 Answer::Failed(_) => continue,
             }
             sleep(SETTLED_AFTER).await;
-            stillness.answered(traces(run));
+            stillness.answered(self.traces(run).await);
             asker.answered(Some(stirred));
         }
     }

@@ -16,18 +16,23 @@ use crate::{
     cgroup::Counts,
     channel::Channel,
     config::HealthCheck,
-    contract, level,
+    contract,
+    courtesy::Courtesy,
+    level,
     lifecycle::Step,
     limits::{self, Size},
     logs::LogStream,
     process::End,
     ready::{self, Health},
     stats::{Sample, Sampler},
-    stillness::{Asker, Traces},
+    stillness::{Asker, Stillness, Traces},
 };
 
 /// How long after an answer a plugin has done what there is to do about it.
 pub(super) const SETTLED_AFTER: Duration = Duration::from_millis(50);
+
+/// How soon who gives way to others, and is called, stands among them again.
+const HEARD_WITHIN: Duration = Duration::from_secs(1);
 
 /// How a run came to its end.
 pub(super) enum Watched {
@@ -52,11 +57,6 @@ enum Over {
     Unhealthy(String),
     /// It used more than it may, and is to be ended for it.
     Exceeded(String),
-}
-
-/// What the run has left behind so far, where it is a process.
-pub(super) fn traces(run: &Run) -> Option<Traces> {
-    Traces::of(run.process.init()?, run.channel.begun())
 }
 
 impl Supervisor {
@@ -160,7 +160,7 @@ impl Supervisor {
         loop {
             sleep_until(self.due(settings.interval, chance).into()).await;
             let mut stillness = run.stillness.lock().await;
-            let stirred = stillness.look(run.process.init(), run.channel.begun());
+            let stirred = self.stirred(run, &mut stillness).await;
             if asker.holds_for_now(stirred) {
                 self.context.status.lock().last_health_check = Some(SystemTime::now());
                 continue;
@@ -185,10 +185,25 @@ impl Supervisor {
             } else {
                 failed = 0;
                 sleep(SETTLED_AFTER).await;
-                stillness.answered(traces(run));
+                stillness.answered(self.traces(run).await);
                 asker.answered(Some(stirred));
             }
         }
+    }
+
+    /// How often the run was found to have done something.
+    pub(super) async fn stirred(&self, run: &Run, stillness: &mut Stillness) -> u64 {
+        match stillness.still(run.channel.begun()) {
+            Some(stirred) => stirred,
+            None => stillness.note(self.traces(run).await),
+        }
+    }
+
+    /// What the run has left behind so far, where it is a process.
+    pub(super) async fn traces(&self, run: &Run) -> Option<Traces> {
+        let (init, calls) = (run.process.init()?, run.channel.begun());
+        let look = move || Traces::of(init, calls);
+        self.context.lookout.at_processes(look).await.flatten()
     }
 
     /// Samples what it uses. Ends with a reason once that is more than it may.
@@ -200,11 +215,17 @@ impl Supervisor {
         };
         let mut sampler = Sampler::new(init);
         let chance = rand::random::<f64>();
+        let mut courtesy = Courtesy::new(allowance.gives_way());
         let (mut before, mut disk) = (Counts::default(), Some(0));
         loop {
-            if let Some(sample) = sampler.sample(Instant::now()) {
+            let sample;
+            (sampler, sample) = self.sample(sampler).await;
+            let wants = sample.map_or(0.0, |(sample, _)| sample.wants_percent);
+            if courtesy.look(wants, run.channel.called()) {
+                self.give_way(courtesy.gives_way()).await;
+            }
+            if let Some((sample, now)) = sample {
                 disk = self.disk_use().await;
-                let now = allowance.counts();
                 self.note_use(sample, disk, before, now);
                 before = now;
             } else {
@@ -215,20 +236,71 @@ impl Supervisor {
                 self.context.status.lock().over_limit += 1;
                 return reason;
             }
-            sleep_until(self.due(self.context.config.stats_interval, chance).into()).await;
+            let due = self.due(self.context.config.stats_interval, chance);
+            self.listen(run, &mut courtesy, due).await;
         }
+    }
+
+    /// What it uses and what its limits did so far; `None` where nothing happened since the round
+    /// before.
+    async fn sample(&self, mut sampler: Sampler) -> (Sampler, Option<(Sample, Counts)>) {
+        if sampler.still(Instant::now()) {
+            return (sampler, None);
+        }
+        let allowance = self.context.allowance.clone();
+        let look = move || {
+            let sample = sampler.sample(Instant::now());
+            (sampler, Some((sample, allowance.counts())))
+        };
+        match self.context.lookout.at_processes(look).await {
+            Some(seen) => seen,
+            // The node is ending.
+            None => std::future::pending().await,
+        }
+    }
+
+    /// Waits until `due`. Who gives way and is called meanwhile stands among the others again.
+    async fn listen(&self, run: &Run, courtesy: &mut Courtesy, due: Instant) {
+        while courtesy.gives_way() {
+            let look = due.min(Instant::now() + HEARD_WITHIN);
+            sleep_until(look.into()).await;
+            if look == due {
+                return;
+            }
+            if courtesy.heard(run.channel.called()) {
+                self.give_way(false).await;
+            }
+        }
+        sleep_until(due.into()).await;
+    }
+
+    async fn give_way(&self, behind: bool) {
+        let allowance = self.context.allowance.clone();
+        // Control groups may take their time.
+        let given = tokio::task::spawn_blocking(move || allowance.give_way(behind)).await;
+        let (level, text) = match given {
+            Ok(Ok(true)) if behind => {
+                ("info", "it uses the processor and nobody calls it: others come first".into())
+            }
+            Ok(Ok(true)) => ("info", "others come first no longer".into()),
+            // It cannot, or the node is ending.
+            Ok(Ok(false)) | Err(_) => return,
+            Ok(Err(error)) => ("warn", format!("its weight stays as it is: {error}")),
+        };
+        self.context.logs.supervisor(level, 0, text);
+        let isolation = self.context.program.manifest.isolation;
+        let mechanisms = level::mechanisms(isolation, &self.context.allowance);
+        self.context.status.lock().mechanisms = mechanisms;
     }
 
     /// Bytes in its own directories; `None` where they hold more files than may be.
     async fn disk_use(&self) -> Option<u64> {
-        let (own, state) = (self.paths.own(), self.paths.state.clone());
-        // As many files as it likes: not on a thread that serves others.
-        let disk = tokio::task::spawn_blocking(move || {
+        let (own, state) = (self.place.paths.own(), self.place.paths.state.clone());
+        let walk = move || {
             let own = allowance::disk_use(&own)?;
             Some(own + allowance::disk_use(&state)?)
-        });
-        // Joined; it does not panic.
-        disk.await.unwrap_or_default()
+        };
+        self.context.lookout.at_directories(walk).await.unwrap_or(Some(0))
     }
 
     /// Keeps what it uses, and tells what its control group refused it since `before`.

@@ -36,8 +36,11 @@ use protocol::{
     ports::{Body, Call, Invoke, Reach, Reply},
     timeout::{self, GRPC_TIMEOUT},
 };
-use tokio::time::timeout_at;
-use tokio_util::{sync::CancellationToken, task::TaskTracker};
+use tokio::{runtime::Handle, time::timeout_at};
+use tokio_util::{
+    sync::CancellationToken,
+    task::{AbortOnDropHandle, TaskTracker},
+};
 
 use crate::courtesy::Called;
 
@@ -84,6 +87,8 @@ struct Inner {
     idle: tokio::sync::Notify,
     tasks: TaskTracker,
     closing: CancellationToken,
+    /// Where calls are carried: connections are made and driven there, whoever asks first.
+    carriers: Handle,
 }
 
 #[derive(Clone)]
@@ -93,7 +98,7 @@ struct Connection {
 }
 
 impl Channel {
-    pub(crate) fn new(plugin: &str, address: Address) -> Arc<Self> {
+    pub(crate) fn new(plugin: &str, address: Address, carriers: Handle) -> Arc<Self> {
         Arc::new(Self {
             inner: Arc::new(Inner {
                 plugin: plugin.into(),
@@ -107,13 +112,33 @@ impl Channel {
                 idle: tokio::sync::Notify::new(),
                 tasks: TaskTracker::new(),
                 closing: CancellationToken::new(),
+                carriers,
             }),
         })
     }
 
     /// Whether it accepts connections.
     pub(crate) async fn accepts(&self) -> Result<(), Failure> {
-        self.inner.connection(None).await.map(|_| ())
+        let inner = Arc::clone(&self.inner);
+        let connected = async move { inner.connection(None).await.map(drop) };
+        self.carried(connected).await
+    }
+
+    /// As [`Invoke::invoke`], for whoever is not where calls are carried.
+    async fn invoke_carried(self: &Arc<Self>, call: Call) -> Result<Reply, Failure> {
+        let channel = Arc::clone(self);
+        self.carried(async move { channel.invoke(call).await }).await
+    }
+
+    /// What `work` yields, done where calls are carried; it ends with whoever waits for it.
+    async fn carried<T: Send + 'static>(
+        &self,
+        work: impl Future<Output = Result<T, Failure>> + Send + 'static,
+    ) -> Result<T, Failure> {
+        let carried = AbortOnDropHandle::new(self.inner.carriers.spawn(work)).await;
+        // It is not aborted while somebody waits for it.
+        let gone = |_| Err(Failure::not_started(Reason::Unreachable, "the node is ending"));
+        carried.unwrap_or_else(gone)
     }
 
     /// Calls that it was given so far.

@@ -25,7 +25,10 @@ use protocol::{
     id::InstanceId,
     ports::{Reach, Store},
 };
-use tokio::sync::{Semaphore, broadcast, mpsc};
+use tokio::{
+    runtime::Handle,
+    sync::{Semaphore, broadcast, mpsc},
+};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use crate::{
@@ -48,6 +51,7 @@ use crate::{
         HostError, HostEvent, LoadError, LoadRequest, MeshDoor, PluginStatus, Transition,
         UnknownPlugin, UnloadError,
     },
+    supervision::Supervision,
 };
 use begin::nodes;
 use entry::Entry;
@@ -77,6 +81,8 @@ struct Inner {
     lookups: Lookups,
     floods: Floods,
     lookout: Lookout,
+    carriers: Handle,
+    supervision: Supervision,
     events: mpsc::Sender<HostEvent>,
     transitions: broadcast::Sender<Transition>,
     plugins: Mutex<BTreeMap<String, Entry>>,
@@ -97,6 +103,7 @@ struct Inner {
 impl Drop for Inner {
     fn drop(&mut self) {
         self.closing.cancel();
+        self.supervision.end(self.tasks.clone());
     }
 }
 
@@ -129,6 +136,7 @@ impl Host {
             );
         }
         let (config, warden) = warden(config).await?;
+        widen_descriptor_table();
         let (events, receiver) = mpsc::channel(EVENTS);
         let host = Self {
             inner: Arc::new(Inner {
@@ -143,6 +151,8 @@ impl Host {
                 lookups: Lookups::default(),
                 floods: Floods::default(),
                 lookout: Lookout::default(),
+                carriers: Handle::current(),
+                supervision: Supervision::start().map_err(HostError::Spawner)?,
                 events,
                 transitions: broadcast::channel(TRANSITIONS).0,
                 plugins: Mutex::new(BTreeMap::new()),
@@ -304,4 +314,20 @@ fn needing(plugins: &BTreeMap<String, Entry>, name: &str) -> Vec<String> {
         })
     };
     plugins.iter().filter(needs).map(|(other, _)| other.clone()).collect()
+}
+
+/// Has the kernel make room for as many descriptors as a host may need. It does so by and by
+/// otherwise, and each time halts whoever opens one until every processor has passed a point of
+/// rest: tens of milliseconds, for all calls of a thread.
+fn widen_descriptor_table() {
+    use rustix::process::{Resource, getrlimit};
+    const DESCRIPTORS: u64 = 1 << 15;
+    let most = getrlimit(Resource::Nofile).current.unwrap_or(DESCRIPTORS).min(DESCRIPTORS);
+    let Some(highest) = i32::try_from(most).ok().and_then(|most| most.checked_sub(1)) else {
+        return;
+    };
+    // Where it cannot be done, the table grows by and by.
+    if let Ok(null) = fs::File::open("/dev/null") {
+        let _ = rustix::io::fcntl_dupfd_cloexec(&null, highest);
+    }
 }

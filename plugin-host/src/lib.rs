@@ -57,6 +57,7 @@ mod spawner;
 mod stats;
 pub mod status;
 mod stillness;
+mod supervision;
 mod tokens;
 
 pub use allowance::DISK_ENTRIES_MAX;

@@ -2,11 +2,19 @@
 //! plugins are due at the same beat.
 //!
 //! A look at a process is a dozen files of `/proc`, and a hundred plugins are due at once. Their
-//! looks hold up each other, and nobody's call.
+//! looks hold up each other, and nobody's call. So do the host's own questions: they take turns,
+//! because a hundred at once are a hundred calls that others wait behind.
 
-use std::sync::Arc;
+use std::{future::Future, pin::pin, sync::Arc, time::Duration};
 
-use tokio::sync::Semaphore;
+use tokio::{sync::Semaphore, time::timeout};
+
+/// Questions that are begun at once.
+const QUESTIONS: usize = 2;
+
+/// How long a question keeps the next one from being begun: a plugin that is well has answered by
+/// then, and one that is not holds up nobody.
+const QUESTION_TURN: Duration = Duration::from_millis(5);
 
 /// Shared by all supervisors of a host. Clones take turns with each other.
 #[derive(Clone)]
@@ -14,12 +22,13 @@ pub(crate) struct Lookout {
     processes: Arc<Semaphore>,
     /// Apart, because a walk through ten thousand files takes as long as a hundred looks.
     directories: Arc<Semaphore>,
+    questions: Arc<Semaphore>,
 }
 
 impl Default for Lookout {
     fn default() -> Self {
-        let one = || Arc::new(Semaphore::new(1));
-        Self { processes: one(), directories: one() }
+        let turns = |count| Arc::new(Semaphore::new(count));
+        Self { processes: turns(1), directories: turns(1), questions: turns(QUESTIONS) }
     }
 }
 
@@ -38,6 +47,17 @@ impl Lookout {
         look: impl FnOnce() -> T + Send + 'static,
     ) -> Option<T> {
         in_turn(&self.directories, look).await
+    }
+
+    /// A question to a plugin, once it is its turn.
+    pub(crate) async fn question<T>(&self, question: impl Future<Output = T>) -> T {
+        let turn = self.questions.acquire().await;
+        let mut question = pin!(question);
+        if let Ok(answer) = timeout(QUESTION_TURN, &mut question).await {
+            return answer;
+        }
+        drop(turn);
+        question.await
     }
 }
 

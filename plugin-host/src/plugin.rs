@@ -19,6 +19,7 @@ use std::{
 use parking_lot::Mutex;
 use protocol::{id::InstanceId, manifest::Restart};
 use tokio::{
+    runtime::Handle,
     sync::{Semaphore, broadcast, mpsc, oneshot, watch as watching},
     time::{sleep, timeout},
 };
@@ -74,6 +75,8 @@ pub(crate) struct Context {
     /// The host's, for whoever says too much.
     pub(crate) floods: Floods,
     pub(crate) lookout: Lookout,
+    /// Where calls are carried, which is not where supervisors run.
+    pub(crate) carriers: Handle,
     /// What it may do.
     pub(crate) access: Arc<Access>,
     /// The host's, for the egress proxy.
@@ -242,7 +245,9 @@ impl Supervisor {
 
     async fn open_door(&self) -> std::io::Result<Box<dyn Send>> {
         let (place, door) = (self.place.clone(), Arc::clone(&self.context.door));
-        let opened = tokio::task::spawn_blocking(move || place.open_door(&*door)).await;
+        // What comes through the door are calls.
+        let carriers = &self.context.carriers;
+        let opened = carriers.spawn_blocking(move || place.open_door(&*door)).await;
         opened.map_err(std::io::Error::other)?
     }
 

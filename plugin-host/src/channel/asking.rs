@@ -10,7 +10,7 @@ use futures::future::BoxFuture;
 use http_body_util::BodyExt;
 use protocol::{
     failure::{Failure, Reason},
-    ports::{Body, Call, CallHead, Caller, Invoke, Locality},
+    ports::{Body, Call, CallHead, Caller, Locality},
     service::InvalidMethodPath,
 };
 
@@ -74,7 +74,8 @@ impl tower::Service<http::Request<tonic::body::Body>> for Asking {
                 caller: Caller::Operator,
             };
             let _question = Question::begin(&channel);
-            let reply = channel.invoke(Call { head, body: Body::new(body) }).await?;
+            let answer = channel.invoke_carried(Call { head, body: Body::new(body) });
+            let reply = answer.await?;
             let mut response = http::Response::new(reply.body);
             *response.headers_mut() = reply.metadata;
             Ok(response)

@@ -98,7 +98,7 @@ fn perform(
 }
 
 fn channel(path: PathBuf) -> Arc<Channel> {
-    Channel::new("test", Address::Unix { path, listener: Listener::Host })
+    Channel::new("test", Address::Unix { path, listener: Listener::Host }, Handle::current())
 }
 
 async fn call(channel: &Channel) -> Result<HeaderMap, Failure> {
@@ -193,7 +193,8 @@ async fn somebody_elses_socket_in_the_plugins_place_is_not_called() {
     std::os::unix::fs::symlink(path, &link).expect("linked");
     call(&channel(link.clone())).await.expect("the control must succeed");
     let jail = Listener::Jail { init: u32::MAX, user: Some(2_000_000_001) };
-    let channel = Channel::new("test", Address::Unix { path: link, listener: jail });
+    let channel =
+        Channel::new("test", Address::Unix { path: link, listener: jail }, Handle::current());
     let failure = call(&channel).await.expect_err("not the plugin's");
     assert_eq!(failure.ran, Ran::NotStarted);
     assert!(failure.message.contains("which is not the plugin's"), "{failure}");

@@ -196,6 +196,7 @@ impl Host {
             logs: logs.clone(),
             floods: inner.floods.clone(),
             lookout: inner.lookout.clone(),
+            carriers: inner.carriers.clone(),
             access: Arc::clone(access),
             lookups: inner.lookups.clone(),
             status: Arc::clone(&instance.status),
@@ -215,10 +216,11 @@ impl Host {
         }
         let (first, answer) = oneshot::channel();
         let ended = instance.ended.clone();
-        inner.tasks.spawn(async move {
+        let supervised = async move {
             plugin::supervise(context, told, first).await;
             ended.cancel();
-        });
+        };
+        inner.tasks.spawn_on(supervised, inner.supervision.handle());
         (instance, answer)
     }
 }

@@ -168,7 +168,8 @@ impl Supervisor {
             if asker.holds(stirred) {
                 continue;
             }
-            match contract::metrics(&run.channel, QUESTION_PATIENCE).await {
+            let question = contract::metrics(&run.channel, QUESTION_PATIENCE);
+            match self.context.lookout.question(question).await {
                 Answer::Is(figures) => self.count(figures),
                 Answer::NotOffered => return std::future::pending().await,
                 // Whether it is ill is for its health to say.

@@ -84,7 +84,7 @@ impl Supervisor {
             status.layers = layers;
         }
         self.step(Step::Started, "starting");
-        let channel = Channel::new(&self.name(), address);
+        let channel = Channel::new(&self.name(), address, self.context.carriers.clone());
         let ready = self.until_ready(&process, &channel, deadline, limit).await;
         let probed = match ready {
             Ok(probed) => probed,

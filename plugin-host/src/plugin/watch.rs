@@ -165,7 +165,8 @@ impl Supervisor {
                 self.context.status.lock().last_health_check = Some(SystemTime::now());
                 continue;
             }
-            let health = ready::probe(&run.channel, &service, settings.timeout).await;
+            let probe = ready::probe(&run.channel, &service, settings.timeout);
+            let health = self.context.lookout.question(probe).await;
             let healthy = !matches!(health, Health::Not(_));
             {
                 let mut status = self.context.status.lock();

@@ -8,6 +8,8 @@ static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
 fn main() -> ExitCode {
     plugin_host::run_if_invoked();
+    // They make a process that allocates little here and there several times as large.
+    let _ = rustix::thread::disable_transparent_huge_pages(true);
     node::install_tls_provider();
     let args: Vec<OsString> = std::env::args_os().collect();
     match node::role(&args) {

@@ -59,8 +59,9 @@ impl Need {
 /// One limit of a plugin as it holds.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Mechanism {
-    /// What is limited: `memory`, `cpu`, `cpu_guaranteed`, `cpu_weight`, `cpu_cores`, `cpu_seconds`,
-    /// `processes`, `files`, `file_size`, `disk`, `disk_bandwidth`, `network_bandwidth`.
+    /// What is limited: `memory`, `cpu`, `cpu_guaranteed`, `cpu_weight`, `cpu_cores`,
+    /// `cpu_seconds`, `processes`, `files`, `file_size`, `disk`, `disk_bandwidth`,
+    /// `network_bandwidth`.
     pub resource: &'static str,
     /// To how much, for people.
     pub limit: String,

@@ -12,6 +12,9 @@ use tokio::{sync::Semaphore, time::timeout};
 /// Questions that are begun at once.
 const QUESTIONS: usize = 2;
 
+/// Control groups that are emptied at once: each keeps a thread while its processes go.
+const ENDS: usize = 16;
+
 /// How long a question keeps the next one from being begun: a plugin that is well has answered by
 /// then, and one that is not holds up nobody.
 const QUESTION_TURN: Duration = Duration::from_millis(5);
@@ -23,12 +26,18 @@ pub(crate) struct Lookout {
     /// Apart, because a walk through ten thousand files takes as long as a hundred looks.
     directories: Arc<Semaphore>,
     questions: Arc<Semaphore>,
+    ends: Arc<Semaphore>,
 }
 
 impl Default for Lookout {
     fn default() -> Self {
         let turns = |count| Arc::new(Semaphore::new(count));
-        Self { processes: turns(1), directories: turns(1), questions: turns(QUESTIONS) }
+        Self {
+            processes: turns(1),
+            directories: turns(1),
+            questions: turns(QUESTIONS),
+            ends: turns(ENDS),
+        }
     }
 }
 
@@ -47,6 +56,14 @@ impl Lookout {
         look: impl FnOnce() -> T + Send + 'static,
     ) -> Option<T> {
         in_turn(&self.directories, look).await
+    }
+
+    /// The end of a run's control groups. `None` when the node is ending.
+    pub(crate) async fn at_end<T: Send + 'static>(
+        &self,
+        end: impl FnOnce() -> T + Send + 'static,
+    ) -> Option<T> {
+        in_turn(&self.ends, end).await
     }
 
     /// A question to a plugin, once it is its turn.

@@ -261,7 +261,7 @@ impl Supervisor {
     async fn end_limits(&self) {
         let allowance = self.context.allowance.clone();
         // Joined, so that nothing of the run is left when the next begins. It does not panic.
-        let _ = tokio::task::spawn_blocking(move || allowance.end()).await;
+        let _ = self.context.lookout.at_end(move || allowance.end()).await;
     }
 
     /// Waits until all it depends on is ready: as long as it takes where it is known to work, and

@@ -24,8 +24,8 @@ pub(crate) struct Traces {
 }
 
 impl Traces {
-    /// Of the jail whose first process is `init`; blocks. `None` where that cannot be told, or where one
-    /// of its processes is stopped and could not do anything if it wanted to.
+    /// Of the jail whose first process is `init`; blocks. `None` where that cannot be told, or
+    /// where one of its processes is stopped and could not do anything if it wanted to.
     pub(crate) fn of(init: u32, calls: u64) -> Option<Self> {
         let clocks = Clocks::of(init)?;
         let all_may_run = clocks.pids().all(|pid| stats::is_stopped(pid) == Some(false));

@@ -3,10 +3,11 @@
 //! Not where calls are carried. A thousand plugins that crash, flood and are started again keep a
 //! thread busy; a call to another plugin does not wait behind them.
 
-use std::{io, time::Duration};
+use std::{io, thread, time::Duration};
 
 use tokio::{
-    runtime::{Builder, Handle, Runtime},
+    runtime::{Builder, Handle},
+    sync::oneshot,
     time::timeout,
 };
 use tokio_util::task::TaskTracker;
@@ -15,20 +16,26 @@ use tokio_util::task::TaskTracker;
 const PATIENCE: Duration = Duration::from_secs(30);
 
 pub(crate) struct Supervision {
-    /// There until the end.
-    runtime: Option<Runtime>,
     handle: Handle,
+    ends: Option<oneshot::Sender<TaskTracker>>,
 }
 
 impl Supervision {
     /// Starts the thread.
     pub(crate) fn start() -> io::Result<Self> {
-        let runtime = Builder::new_multi_thread()
-            .worker_threads(1)
-            .thread_name("supervision")
-            .enable_all()
-            .build()?;
-        Ok(Self { handle: runtime.handle().clone(), runtime: Some(runtime) })
+        let runtime =
+            Builder::new_current_thread().thread_name("supervision").enable_all().build()?;
+        let handle = runtime.handle().clone();
+        let (ends, ended) = oneshot::channel::<TaskTracker>();
+        thread::Builder::new().name("supervision".into()).spawn(move || {
+            runtime.block_on(async {
+                if let Ok(supervisors) = ended.await {
+                    let _ = timeout(PATIENCE, supervisors.wait()).await;
+                }
+            });
+            runtime.shutdown_background();
+        })?;
+        Ok(Self { handle, ends: Some(ends) })
     }
 
     pub(crate) fn handle(&self) -> &Handle {
@@ -38,11 +45,9 @@ impl Supervision {
     /// Ends the thread once `supervisors` have ended. Does not wait for it: whoever drops a host
     /// may be on a thread that must not.
     pub(crate) fn end(&mut self, supervisors: TaskTracker) {
-        let Some(runtime) = self.runtime.take() else { return };
         supervisors.close();
-        std::thread::spawn(move || {
-            let _ = runtime.block_on(timeout(PATIENCE, supervisors.wait()));
-            runtime.shutdown_background();
-        });
+        if let Some(ends) = self.ends.take() {
+            let _ = ends.send(supervisors);
+        }
     }
 }

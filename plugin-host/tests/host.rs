@@ -177,9 +177,8 @@ async fn a_crash_is_told_as_unknown_and_the_plugin_is_started_again() {
         }
         HostEvent::Ready(_) => panic!("it must be gone first"),
     }
-    let waiting = world.host.info("probe").expect("known");
-    assert_eq!(waiting.crashes, 1);
     let again = world.ready().await;
+    assert_eq!(world.host.info("probe").expect("known").crashes, 1);
     assert_ne!(again.instance, instance);
     let failure = channel.invoke(call("Echo", empty(), None)).await.err().expect("that run ended");
     assert_eq!(failure.ran, Ran::NotStarted);

@@ -50,10 +50,7 @@ impl Courtesy {
             return was;
         }
         self.calm = if wants_percent < CALM_PERCENT { self.calm + 1 } else { 0 };
-        self.gives_way = match was {
-            true => self.calm < CALM_LOOKS,
-            false => wants_percent >= WANTS_PERCENT,
-        };
+        self.gives_way = if was { self.calm < CALM_LOOKS } else { wants_percent >= WANTS_PERCENT };
         was != self.gives_way
     }
 

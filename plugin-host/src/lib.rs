@@ -14,6 +14,7 @@
 //! - `ready`, `descriptors`: what a new process is asked before anyone may call it.
 //! - `contract`: what a plugin is asked through its optional `Lifecycle`; `part`: its own
 //!   configuration (pure).
+//! - `courtesy`: who gives way to the others (pure).
 //! - `limits`: what a plugin may use, and by what means (pure). `allowance`: that, in force on one
 //!   instance. `cgroup`: control groups.
 //! - `channel`: calls. `logs`, `stats`: what is seen of it. `stillness`: whether a plugin that was
@@ -21,7 +22,8 @@
 //! - `permissions`: what a plugin asks for and the operator allows. `egress`: its way out.
 //! - `tokens`: how often anything may happen (pure).
 //! - `plugin`: the supervisor of one instance of a plugin. `siblings`: those of one group.
-//! - `host`: the owner of all supervisors.
+//! - `host`: the owner of all supervisors. `supervision`: the thread on which they run. `lookout`:
+//!   looks at processes and directories, one after the other.
 
 #![forbid(unsafe_code)]
 

@@ -15,11 +15,11 @@ use rustix::process::{Pid, Resource, Rlimit, prlimit};
 use crate::{
     cgroup::{Cage, Controller, Counts, Groups},
     config::{CgroupPolicy, HostConfig, NamespacePolicy},
-    limits::{self, Means, Mechanism, Need, Plan, Size},
+    limits::{self, Means, Mechanism, Need, Plan, Size, Standing},
     seat::Seat,
     stats,
 };
-use launcher::JailSpec;
+use launcher::{JailSpec, Limits};
 
 /// Directories and files that are looked at when disk use is measured, and that a plugin's own
 /// directories may hold: nobody's tree may cost the node its time, or hide what is in it.
@@ -61,6 +61,21 @@ impl Warden {
         Ok(Self { groups, means, group_needs })
     }
 
+    /// The control groups of what builds jails, which weighs as much as a plugin that starts; made
+    /// now. None where there is no controller for it.
+    pub(crate) fn of_launchers(&self) -> Vec<PathBuf> {
+        // No plugin's name has an `@`, and a group's begins with it.
+        const KEY: &str = "launchers@";
+        let plan = Plan::default().weighed(Standing::Uncalled, &self.means);
+        match Cage::new(&self.groups, None, KEY, &plan.needs) {
+            Ok(cage) => cage.map(|cage| cage.directories()).unwrap_or_default(),
+            Err(error) => {
+                tracing::debug!(%error, "launchers have no control group");
+                Vec::new()
+            }
+        }
+    }
+
     fn cage(&self, seat: &Seat, plan: &Plan) -> io::Result<Option<Cage>> {
         let shared = seat
             .group
@@ -97,8 +112,7 @@ struct Inner {
 struct State {
     resources: Resources,
     plan: Plan,
-    /// It gives way to others.
-    behind: bool,
+    standing: Standing,
     live: Option<Live>,
 }
 
@@ -175,8 +189,9 @@ fn choose_cores(key: &str, count: u32) -> Vec<u32> {
 
 impl Allowance {
     pub(crate) fn new(seat: Seat, warden: Arc<Warden>, resources: Resources) -> Self {
-        let plan = limits::plan(&resources, &warden.means);
-        let state = Mutex::new(State { resources, plan, behind: false, live: None });
+        let standing = Standing::default();
+        let plan = limits::plan(&resources, &warden.means).weighed(standing, &warden.means);
+        let state = Mutex::new(State { resources, plan, standing, live: None });
         let changing = Mutex::default();
         Self { inner: Arc::new(Inner { seat, warden, state, changing }) }
     }
@@ -221,7 +236,11 @@ impl Allowance {
     /// Makes the control group of the next run. Blocks.
     pub(crate) fn begin(&self) -> io::Result<Allotted> {
         let (plan, resources) = {
-            let state = self.inner.state.lock();
+            let mut state = self.inner.state.lock();
+            if state.standing == Standing::Called {
+                state.standing = Standing::Uncalled;
+                state.plan = self.planned(&state.resources, state.standing);
+            }
             (state.plan.clone(), state.resources)
         };
         let key = self.inner.seat.key();
@@ -272,12 +291,6 @@ impl Allowance {
     /// error nothing has changed.
     pub(crate) fn change(&self, wish: &Resources) -> io::Result<()> {
         let _one_at_a_time = self.inner.changing.lock();
-        let (resources, live, init) = {
-            let state = self.inner.state.lock();
-            let live = state.live.as_ref();
-            let cage = live.and_then(|live| live.cage.clone());
-            (wish.over(&state.resources), cage, live.and_then(|live| live.init))
-        };
         if let (Some(wanted), Some(used)) = (wish.memory_bytes, self.memory())
             && wanted < used
         {
@@ -286,15 +299,49 @@ impl Allowance {
                 "memory: it uses {used} now, and {wanted} would end it at once; restart it first"
             )));
         }
-        let plan = self.planned(&resources, self.gives_way());
+        let resources = wish.over(&self.resources());
+        self.put_in_force(resources, self.standing())
+    }
+
+    /// Where the run stands among other plugins; each later one begins there too, if that is behind
+    /// them.
+    pub(crate) fn standing(&self) -> Standing {
+        self.inner.state.lock().standing
+    }
+
+    /// Has the run stand elsewhere among other plugins where cores are scarce. False where it may
+    /// not or cannot. Blocks. On error nothing has changed.
+    pub(crate) fn stand(&self, standing: Standing) -> io::Result<bool> {
+        let _one_at_a_time = self.inner.changing.lock();
+        let resources = self.resources();
+        if self.planned(&resources, standing) == self.planned(&resources, self.standing()) {
+            return Ok(false);
+        }
+        self.put_in_force(resources, standing).map(|()| true)
+    }
+
+    fn planned(&self, resources: &Resources, standing: Standing) -> Plan {
+        let means = &self.inner.warden.means;
+        limits::plan(resources, means).weighed(standing, means)
+    }
+
+    /// Holds the run, and each later one, to `resources`. Its caller holds `changing`.
+    fn put_in_force(&self, resources: Resources, standing: Standing) -> io::Result<()> {
+        let plan = self.planned(&resources, standing);
+        let (before, live, init) = {
+            let state = self.inner.state.lock();
+            let live = state.live.as_ref();
+            let cage = live.and_then(|live| live.cage.clone());
+            (state.plan.clone(), cage, live.and_then(|live| live.init))
+        };
         if let Some(init) = init {
-            let before = self.inner.state.lock().plan.clone();
-            // The one that an ordinary user may be refused comes first, and is taken back.
-            set_rlimits(init, &plan).inspect_err(|_| {
-                let _ = set_rlimits(init, &before);
-            })?;
+            let take_back = || {
+                let _ = set_rlimits(init, before.rlimits, plan.rlimits);
+            };
+            // What an ordinary user may be refused comes first.
+            set_rlimits(init, plan.rlimits, before.rlimits).inspect_err(|_| take_back())?;
             let cage = self.adapt(live, &plan, init).inspect_err(|_| {
-                let _ = set_rlimits(init, &before);
+                take_back();
                 if let Some(cage) = self.live_cage() {
                     let _ = cage.set(&before.needs);
                 }
@@ -304,47 +351,8 @@ impl Allowance {
             }
         }
         let mut state = self.inner.state.lock();
-        state.resources = resources;
-        state.plan = plan;
+        (state.resources, state.plan, state.standing) = (resources, plan, standing);
         Ok(())
-    }
-
-    /// Whether the run gives way to other plugins, and each later one will.
-    pub(crate) fn gives_way(&self) -> bool {
-        self.inner.state.lock().behind
-    }
-
-    /// Has the run, and each later one, give way to other plugins where cores are scarce, or stand
-    /// among them again. False where it may not or cannot give way. Blocks.
-    pub(crate) fn give_way(&self, behind: bool) -> io::Result<bool> {
-        let _one_at_a_time = self.inner.changing.lock();
-        let resources = self.resources();
-        let mut plan = self.planned(&resources, behind);
-        if behind && plan == self.planned(&resources, false) {
-            return Ok(false);
-        }
-        let (cage, init) = {
-            let mut state = self.inner.state.lock();
-            (state.behind, state.plan) = (behind, plan.clone());
-            let live = state.live.as_ref();
-            (live.and_then(|live| live.cage.clone()), live.and_then(|live| live.init))
-        };
-        if !behind && !plan.needs.iter().any(|it| matches!(it, Need::CpuShare(_))) {
-            // Its group stays, and weighs again what it would without a word.
-            let weighed = cage.as_ref().is_some_and(|cage| cage.has(Controller::Cpu));
-            plan.needs.extend(weighed.then_some(Need::CpuShare(limits::USUAL_SHARE)));
-        }
-        if let Some(init) = init {
-            self.adapt(cage, &plan, init)?;
-        }
-        Ok(true)
-    }
-
-    fn planned(&self, resources: &Resources, behind: bool) -> Plan {
-        let means = &self.inner.warden.means;
-        let plan = limits::plan(resources, means);
-        let after = behind.then(|| plan.clone().behind_others(means)).flatten();
-        after.unwrap_or(plan)
     }
 
     /// Puts the plan's needs in force on a run; moves it into a control group where it had none
@@ -402,8 +410,12 @@ fn move_all(init: u32, directories: &[PathBuf]) -> io::Result<()> {
 
 const SRCH: i32 = rustix::io::Errno::SRCH.raw_os_error();
 
-fn set_rlimits(init: u32, plan: &Plan) -> io::Result<()> {
-    let limits = plan.rlimits;
+/// Holds each process below `init` to `limits`, where they are others than before: a program that
+/// lowered its own is not disturbed for nothing.
+fn set_rlimits(init: u32, limits: Limits, before: Limits) -> io::Result<()> {
+    if limits == before {
+        return Ok(());
+    }
     let wanted = [
         (Resource::Nofile, limits.files),
         (Resource::Fsize, limits.file_size),

@@ -16,7 +16,7 @@ use std::{
     future::Future,
     sync::{
         Arc,
-        atomic::{AtomicU64, AtomicUsize, Ordering},
+        atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering},
     },
     time::{Duration, Instant},
 };
@@ -85,6 +85,9 @@ struct Inner {
     asked: AtomicU64,
     asking: AtomicUsize,
     idle: tokio::sync::Notify,
+    /// Somebody waits for the next call.
+    awaited: AtomicBool,
+    entered: tokio::sync::Notify,
     tasks: TaskTracker,
     closing: CancellationToken,
     /// Where calls are carried: connections are made and driven there, whoever asks first.
@@ -110,6 +113,8 @@ impl Channel {
                 asked: AtomicU64::new(0),
                 asking: AtomicUsize::new(0),
                 idle: tokio::sync::Notify::new(),
+                awaited: AtomicBool::new(false),
+                entered: tokio::sync::Notify::new(),
                 tasks: TaskTracker::new(),
                 closing: CancellationToken::new(),
                 carriers,
@@ -143,7 +148,7 @@ impl Channel {
 
     /// Calls that it was given so far.
     pub(crate) fn begun(&self) -> u64 {
-        self.inner.begun.load(Ordering::Acquire)
+        self.inner.begun.load(Ordering::SeqCst)
     }
 
     /// The same without the host's own questions.
@@ -153,6 +158,12 @@ impl Channel {
         let asked = inner.asked.load(Ordering::Acquire);
         let in_flight = inner.calls.load(Ordering::Acquire) > inner.asking.load(Ordering::Acquire);
         Called { begun: self.begun().saturating_sub(asked), in_flight }
+    }
+
+    /// The next call from now on, if only one waits for it; the host's own questions are calls too.
+    pub(crate) fn next_call(&self) -> impl Future<Output = ()> + '_ {
+        self.inner.awaited.store(true, Ordering::SeqCst);
+        self.inner.entered.notified()
     }
 
     /// Waits until no call is in flight.
@@ -384,7 +395,10 @@ struct Guard {
 impl Guard {
     fn enter(inner: &Arc<Inner>) -> Option<Self> {
         let before = inner.calls.fetch_add(1, Ordering::AcqRel);
-        inner.begun.fetch_add(1, Ordering::AcqRel);
+        inner.begun.fetch_add(1, Ordering::SeqCst);
+        if inner.awaited.load(Ordering::SeqCst) && inner.awaited.swap(false, Ordering::SeqCst) {
+            inner.entered.notify_one();
+        }
         let guard = Self { inner: Arc::clone(inner) };
         (before < CALLS_MAX).then_some(guard)
     }

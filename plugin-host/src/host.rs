@@ -38,7 +38,6 @@ use crate::{
     egress::Lookups,
     level::Guests,
     logs::{Floods, LogStream, Logs},
-    lookout::Lookout,
     order,
     part::Parts,
     plan::{Paths, SOCKET_PATH_BYTES_MAX},
@@ -52,6 +51,7 @@ use crate::{
         UnknownPlugin, UnloadError,
     },
     supervision::Supervision,
+    turns::Turns,
 };
 use begin::nodes;
 use entry::Entry;
@@ -80,7 +80,7 @@ struct Inner {
     channels: Arc<Channels>,
     lookups: Lookups,
     floods: Floods,
-    lookout: Lookout,
+    turns: Turns,
     carriers: Handle,
     supervision: Supervision,
     events: mpsc::Sender<HostEvent>,
@@ -141,7 +141,8 @@ impl Host {
         let host = Self {
             inner: Arc::new(Inner {
                 starts: Arc::new(Semaphore::new(config.starts_max.max(1))),
-                spawner: Spawner::start(config.launcher.clone()).map_err(HostError::Spawner)?,
+                spawner: Spawner::start(config.launcher.clone(), warden.of_launchers())
+                    .map_err(HostError::Spawner)?,
                 warden: Arc::new(warden),
                 parts: Mutex::new(config.parts.clone()),
                 config: Arc::new(config),
@@ -150,7 +151,7 @@ impl Host {
                 channels: Arc::new(Channels::default()),
                 lookups: Lookups::default(),
                 floods: Floods::default(),
-                lookout: Lookout::default(),
+                turns: Turns::default(),
                 carriers: Handle::current(),
                 supervision: Supervision::start().map_err(HostError::Spawner)?,
                 events,

@@ -22,8 +22,8 @@
 //! - `permissions`: what a plugin asks for and the operator allows. `egress`: its way out.
 //! - `tokens`: how often anything may happen (pure).
 //! - `plugin`: the supervisor of one instance of a plugin. `siblings`: those of one group.
-//! - `host`: the owner of all supervisors. `supervision`: the thread on which they run. `lookout`:
-//!   looks at processes and directories, one after the other.
+//! - `host`: the owner of all supervisors. `supervision`: the thread on which they run. `turns`:
+//!   what supervisors do one after the other.
 
 #![forbid(unsafe_code)]
 
@@ -42,7 +42,6 @@ mod level;
 pub mod lifecycle;
 pub mod limits;
 pub mod logs;
-mod lookout;
 pub mod order;
 mod part;
 pub mod permissions;
@@ -61,6 +60,7 @@ pub mod status;
 mod stillness;
 mod supervision;
 mod tokens;
+mod turns;
 
 pub use allowance::DISK_ENTRIES_MAX;
 pub use config::{

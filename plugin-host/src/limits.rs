@@ -21,9 +21,21 @@ const PROCESSES_DEFAULT: u64 = 2_048;
 /// Bytes in the directories that are a plugin's own where the manifest does not say.
 pub(crate) const DISK_DEFAULT: u64 = 1 << 30;
 
-/// The weight of who gives way to all others, and of who does not, as percent of one core.
-const LEAST_SHARE: u32 = 1;
-pub(crate) const USUAL_SHARE: u32 = 100;
+/// The weight of a plugin that was promised none, as percent of one core.
+const CALLED_SHARE: u32 = 100;
+const UNCALLED_SHARE: u32 = 10;
+
+/// Where a plugin stands among the others when cores are scarce.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub(crate) enum Standing {
+    /// It is not ready yet, or nobody called it lately.
+    #[default]
+    Uncalled,
+    /// It is called.
+    Called,
+    /// Nobody calls it, and it uses the processor.
+    Behind,
+}
 
 /// A limit that a control group holds.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -32,8 +44,10 @@ pub(crate) enum Need {
     Memory(u64),
     /// Percent of one core.
     Cpu(u32),
-    /// Its weight where cores are scarce, as percent of one core.
+    /// Its weight among plugins where cores are scarce, as percent of one core.
     CpuShare(u32),
+    /// In its stead: it has what other plugins leave.
+    CpuLeavings,
     /// Processes and threads.
     Pids(u64),
     /// Bytes per second read from, and written to, one device.
@@ -49,7 +63,7 @@ impl Need {
     pub(crate) fn controller(&self) -> Controller {
         match self {
             Self::Memory(_) => Controller::Memory,
-            Self::Cpu(_) | Self::CpuShare(_) => Controller::Cpu,
+            Self::Cpu(_) | Self::CpuShare(_) | Self::CpuLeavings => Controller::Cpu,
             Self::Pids(_) => Controller::Pids,
             Self::Io { .. } => Controller::Io,
         }
@@ -242,15 +256,22 @@ pub(crate) fn may_be_memory<'a>(
 }
 
 impl Plan {
-    /// Has it give way to all others where cores are scarce. `None` where it may not, because it
-    /// was promised a weight, or cannot, because no controller is at hand.
-    pub(crate) fn behind_others(mut self, means: &Means) -> Option<Self> {
+    /// Gives a plugin its weight among the others, also where nobody asked for one: then all
+    /// plugins together weigh as much as one neighbour of the node's. Stays as it is where a weight
+    /// was promised, or where no controller is at hand.
+    pub(crate) fn weighed(mut self, standing: Standing, means: &Means) -> Self {
         let promised = self.needs.iter().any(|it| matches!(it, Need::CpuShare(_)));
-        let version = means.cpu.filter(|_| !promised)?;
-        self.needs.push(Need::CpuShare(LEAST_SHARE));
-        let way = format!("cgroup {version}, while it uses the processor and nobody calls it");
-        self.note("cpu_weight", "the least", way);
-        Some(self)
+        let Some(version) = means.cpu.filter(|_| !promised) else { return self };
+        self.needs.push(match standing {
+            Standing::Uncalled => Need::CpuShare(UNCALLED_SHARE),
+            Standing::Called => Need::CpuShare(CALLED_SHARE),
+            Standing::Behind => Need::CpuLeavings,
+        });
+        if standing == Standing::Behind {
+            let way = format!("cgroup {version}, while it uses the processor and nobody calls it");
+            self.note("cpu_weight", "what others leave", way);
+        }
+        self
     }
 
     fn note(&mut self, resource: &'static str, limit: impl fmt::Display, means: impl Into<String>) {
@@ -313,6 +334,19 @@ mod tests {
         assert_eq!(plan.needs, []);
         assert_eq!(plan.rlimits.files, Some(FILES_DEFAULT));
         assert_eq!(plan.rlimits.processes, Some(PROCESSES_DEFAULT));
+    }
+
+    #[test]
+    fn every_plugin_is_weighed_and_a_promised_weight_is_kept() {
+        let silent = Resources::default();
+        let promised = Resources { cpu_guaranteed: Some(50), ..silent };
+        let needs = |asked, standing| plan(asked, &ROOT).weighed(standing, &ROOT).needs;
+        assert_eq!(needs(&silent, Standing::Uncalled), [Need::CpuShare(UNCALLED_SHARE)]);
+        assert_eq!(needs(&silent, Standing::Called), [Need::CpuShare(CALLED_SHARE)]);
+        assert_eq!(needs(&silent, Standing::Behind), [Need::CpuLeavings]);
+        assert_eq!(needs(&promised, Standing::Behind), [Need::CpuShare(50)]);
+        let none = Means { cpu: None, ..ROOT };
+        assert_eq!(plan(&silent, &none).weighed(Standing::Behind, &none).needs, []);
     }
 
     #[test]

@@ -33,7 +33,6 @@ use crate::{
     level::{self, Guests},
     lifecycle::{State, Step},
     logs::{self, Floods, Logs},
-    lookout::Lookout,
     permissions::Access,
     plan::Paths,
     restart::{Restarts, Verdict},
@@ -44,6 +43,7 @@ use crate::{
     spawner::Spawner,
     status::{HostEvent, MeshDoor, PluginStatus, Transition},
     stillness::Stillness,
+    turns::{Turns, Work},
 };
 
 use files::Place;
@@ -74,7 +74,7 @@ pub(crate) struct Context {
     pub(crate) logs: Logs,
     /// The host's, for whoever says too much.
     pub(crate) floods: Floods,
-    pub(crate) lookout: Lookout,
+    pub(crate) turns: Turns,
     /// Where calls are carried, which is not where supervisors run.
     pub(crate) carriers: Handle,
     /// What it may do.
@@ -261,7 +261,7 @@ impl Supervisor {
     async fn end_limits(&self) {
         let allowance = self.context.allowance.clone();
         // Joined, so that nothing of the run is left when the next begins. It does not panic.
-        let _ = self.context.lookout.at_end(move || allowance.end()).await;
+        let _ = self.context.turns.work(Work::EndGroups, move || allowance.end()).await;
     }
 
     /// Waits until all it depends on is ready: as long as it takes where it is known to work, and

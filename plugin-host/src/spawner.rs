@@ -7,8 +7,9 @@
 
 use std::{
     ffi::OsString,
-    io,
+    fs, io,
     os::fd::{AsFd, OwnedFd},
+    path::PathBuf,
     process::{Child, Command, Stdio},
     sync::mpsc,
     time::Duration,
@@ -41,12 +42,13 @@ enum Job {
 }
 
 impl Spawner {
-    /// `launcher` is the command that behaves as one.
-    pub(crate) fn start(launcher: Vec<OsString>) -> io::Result<Self> {
+    /// `launcher` is the command that behaves as one; it is put into the control groups of `groups`.
+    pub(crate) fn start(launcher: Vec<OsString>, groups: Vec<PathBuf>) -> io::Result<Self> {
         // Unbounded, and still small: each supervisor has at most one job of each kind in it.
         let (jobs, queue) = mpsc::channel::<Job>();
         let thread = std::thread::Builder::new().name("plugin-spawner".into());
-        thread.spawn(move || Launchers { command: launcher, zygote: None }.serve(&queue))?;
+        thread
+            .spawn(move || Launchers { command: launcher, groups, zygote: None }.serve(&queue))?;
         Ok(Self { jobs })
     }
 
@@ -68,13 +70,14 @@ impl Spawner {
 /// What the thread owns.
 struct Launchers {
     command: Vec<OsString>,
+    groups: Vec<PathBuf>,
     zygote: Option<Zygote>,
 }
 
 impl Launchers {
     fn serve(mut self, queue: &mpsc::Receiver<Job>) {
         // Ahead of the first plugin. Where it fails, the first plugin is told why.
-        self.zygote = Zygote::start(&self.command).ok();
+        self.zygote = Zygote::start(&self.command, &self.groups).ok();
         for job in queue {
             match job {
                 Job::Launch(control, answer) => {
@@ -99,7 +102,7 @@ impl Launchers {
         }
         // The old one first, which is reaped.
         self.zygote = None;
-        let zygote = Zygote::start(&self.command)?;
+        let zygote = Zygote::start(&self.command, &self.groups)?;
         self.zygote.insert(zygote).fork(control)
     }
 }
@@ -111,7 +114,7 @@ struct Zygote {
 }
 
 impl Zygote {
-    fn start(command: &[OsString]) -> io::Result<Self> {
+    fn start(command: &[OsString], groups: &[PathBuf]) -> io::Result<Self> {
         let Some((program, arguments)) = command.split_first() else {
             return Err(io::Error::other("no launcher command is configured"));
         };
@@ -127,6 +130,12 @@ impl Zygote {
             .map_err(|error| {
                 io::Error::new(error.kind(), format!("{}: {error}", program.to_string_lossy()))
             })?;
+        for group in groups {
+            // Where it stays among the node's own processes it weighs more, and no less.
+            if let Err(error) = fs::write(group.join("cgroup.procs"), process.id().to_string()) {
+                tracing::debug!(group = %group.display(), %error, "the zygote is not in its group");
+            }
+        }
         Ok(Self { process, orders })
     }
 

@@ -15,6 +15,9 @@ use tokio_util::task::TaskTracker;
 /// How long supervisors that nobody waits for may take to end what they started.
 const PATIENCE: Duration = Duration::from_secs(30);
 
+/// A third of the weight of a thread that carries calls. Source: sched(7), *The nice value*.
+const NICE: i32 = 5;
+
 pub(crate) struct Supervision {
     handle: Handle,
     ends: Option<oneshot::Sender<TaskTracker>>,
@@ -23,11 +26,15 @@ pub(crate) struct Supervision {
 impl Supervision {
     /// Starts the thread.
     pub(crate) fn start() -> io::Result<Self> {
-        let runtime =
-            Builder::new_current_thread().thread_name("supervision").enable_all().build()?;
+        let runtime = Builder::new_current_thread()
+            .thread_name("supervision")
+            .on_thread_start(after_calls)
+            .enable_all()
+            .build()?;
         let handle = runtime.handle().clone();
         let (ends, ended) = oneshot::channel::<TaskTracker>();
         thread::Builder::new().name("supervision".into()).spawn(move || {
+            after_calls();
             runtime.block_on(async {
                 if let Ok(supervisors) = ended.await {
                     let _ = timeout(PATIENCE, supervisors.wait()).await;
@@ -50,4 +57,10 @@ impl Supervision {
             let _ = ends.send(supervisors);
         }
     }
+}
+
+/// Has this thread come after those that carry calls where cores are scarce. Without it nothing is
+/// wrong, only later.
+fn after_calls() {
+    let _ = rustix::process::setpriority_process(None, NICE);
 }

@@ -278,16 +278,21 @@ async fn who_computes_uncalled_gives_way_to_the_others_while_nobody_calls_it() {
     let instance = loaded.expect("it starts").instance.expect("it runs");
     let weight = |status: &PluginStatus| {
         let shares = held(status, "cpu.shares").or_else(|| held(status, "cpu.weight"));
-        shares.map(|text| text.trim().to_owned())
+        shares.expect("it has a group").trim().to_owned()
     };
+    let idles = |status: &PluginStatus| held(status, "cpu.idle").map(|text| text.trim() == "1");
     let is_behind = |status: &PluginStatus| {
-        status.mechanisms.iter().any(|it| it.resource == "cpu_weight" && it.limit == "the least")
+        status
+            .mechanisms
+            .iter()
+            .any(|it| it.resource == "cpu_weight" && it.limit == "what others leave")
     };
     if means_of("cpu_guaranteed").await.starts_with("not enforced: ") {
         return;
     }
     let status = until(&world, "burner", "behind", is_behind).await;
-    assert!(["10", "1"].contains(&&*weight(&status).expect("it has a group")), "{status:#?}");
+    let least = ["2", "1"].contains(&&*weight(&status));
+    assert!(idles(&status).unwrap_or(least), "{status:#?}");
     // Somebody calls it, for as long as nothing more comes.
     let (send, receive) = tokio::sync::mpsc::channel::<Result<Frame<Bytes>, Failure>>(1);
     let stream = tokio_stream::wrappers::ReceiverStream::new(receive);
@@ -295,7 +300,8 @@ async fn who_computes_uncalled_gives_way_to_the_others_while_nobody_calls_it() {
     let channel = world.reach(instance).await.expect("reached");
     let called = tokio::spawn(channel.invoke(call("Collect", stream, None)));
     let status = until(&world, "burner", "among the others", |it| !is_behind(it)).await;
-    assert!(["1024", "100"].contains(&&*weight(&status).expect("it keeps its group")));
+    assert!(["1024", "100"].contains(&&*weight(&status)), "{status:#?}");
+    assert!(!idles(&status).unwrap_or(false), "{status:#?}");
     drop(send);
     called.await.expect("no panic").expect("it answers");
     until(&world, "burner", "behind again", is_behind).await;

@@ -7,6 +7,7 @@ use std::{
         Arc,
         atomic::{AtomicBool, AtomicU64, Ordering::Relaxed},
     },
+    time::{Duration, Instant},
 };
 
 use plugins::demo::{AddRequest, GetRequest};
@@ -14,11 +15,19 @@ use testnet::{Cluster, Must, packages, until};
 
 use crate::support::{COUNTER, KNOWN_WITHIN, add, counter, timed};
 
-/// Callers at once.
+/// Callers at once, each with one call in flight at most.
 const CALLERS: usize = 16;
 
+/// Calls a second of all callers together. Who is late makes up for it.
+const RATE: u64 = 5_000;
+
 /// Calls that are made before and after the kill.
-const CALLS_AROUND: u64 = 500;
+const CALLS_AROUND: u64 = RATE;
+
+/// The turns of one caller.
+fn turns() -> tokio::time::Interval {
+    tokio::time::interval(Duration::from_secs(1) * CALLERS as u32 / RATE as u32)
+}
 
 /// Waits until `answered` counts that many.
 async fn reach(answered: &AtomicU64, wanted: u64) {
@@ -40,6 +49,16 @@ async fn two_counters() -> Cluster {
     cluster
 }
 
+/// Kills one of both providers between two seconds of calls.
+async fn kill_amid_calls(cluster: &Cluster, answered: &AtomicU64) {
+    let begun = Instant::now();
+    reach(answered, CALLS_AROUND).await;
+    let before = begun.elapsed();
+    cluster.peer("b").must().kill().await.must();
+    reach(answered, answered.load(Relaxed) + CALLS_AROUND).await;
+    println!("{CALLS_AROUND} calls in {before:?}, and with the kill in {:?}", begun.elapsed());
+}
+
 #[tokio::test]
 async fn no_caller_of_a_method_that_may_run_twice_sees_its_provider_die() {
     let cluster = two_counters().await;
@@ -49,7 +68,9 @@ async fn no_caller_of_a_method_that_may_run_twice_sees_its_provider_die() {
         .map(|_| {
             let (mut client, answered, over) = (counter(a), answered.clone(), over.clone());
             tokio::spawn(async move {
+                let mut turns = turns();
                 while !over.load(Relaxed) {
+                    turns.tick().await;
                     client.get(timed(GetRequest { name: "x".into() })).await?;
                     answered.fetch_add(1, Relaxed);
                 }
@@ -57,9 +78,7 @@ async fn no_caller_of_a_method_that_may_run_twice_sees_its_provider_die() {
             })
         })
         .collect();
-    reach(&answered, CALLS_AROUND).await;
-    cluster.peer("b").must().kill().await.must();
-    reach(&answered, answered.load(Relaxed) + CALLS_AROUND).await;
+    kill_amid_calls(&cluster, &answered).await;
     over.store(true, Relaxed);
     for caller in callers {
         caller.await.must().expect("no error reaches a caller");
@@ -76,7 +95,9 @@ async fn of_calls_that_may_run_once_only_those_in_flight_fail_and_say_so() {
             let (mut client, answered, over) = (counter(a), answered.clone(), over.clone());
             tokio::spawn(async move {
                 let (mut failed, mut by_instance) = (Vec::new(), BTreeMap::new());
+                let mut turns = turns();
                 while !over.load(Relaxed) {
+                    turns.tick().await;
                     let request = timed(AddRequest { name: "x".into(), amount: 1 });
                     match client.add(request).await {
                         Ok(reply) => {
@@ -90,9 +111,7 @@ async fn of_calls_that_may_run_once_only_those_in_flight_fail_and_say_so() {
             })
         })
         .collect();
-    reach(&answered, CALLS_AROUND).await;
-    cluster.peer("b").must().kill().await.must();
-    reach(&answered, answered.load(Relaxed) + CALLS_AROUND).await;
+    kill_amid_calls(&cluster, &answered).await;
     over.store(true, Relaxed);
     let mut answers = BTreeMap::<String, i64>::new();
     for caller in callers {

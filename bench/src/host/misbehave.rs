@@ -10,7 +10,7 @@ use testnet::packages;
 use super::{Plan, stand::Stand};
 use crate::{
     grpc::Load,
-    load::{Demand, median},
+    load::{Demand, median, quantile},
     report::{Better, Figure},
     subjects::mesh::grpc_of,
 };
@@ -41,13 +41,23 @@ const LINES: &str = "start_timeout: 20s\nstop_grace: 200ms\n\
 const RATE: f64 = 200.0;
 const IN_FLIGHT: usize = 8;
 
+/// How long the thread sleeps that tells how late the kernel wakes anybody: as often as calls come.
+const NAP: Duration = Duration::from_millis(5);
+
 /// How long it may take until the culprits are at it.
 const AT_IT_WITHIN: Duration = Duration::from_mins(3);
 
-/// What one run yields, in microseconds.
+/// What one run yields.
 struct Run {
-    quiet: f64,
-    beside: f64,
+    quiet: Window,
+    beside: Window,
+}
+
+/// The slowest in a hundred of one stretch of time, in microseconds.
+struct Window {
+    call: f64,
+    /// How late a thread of this program wakes that does nothing but sleep.
+    wake: f64,
 }
 
 pub async fn measure(plan: Plan) -> Result<Vec<Figure>> {
@@ -69,9 +79,24 @@ pub async fn measure(plan: Plan) -> Result<Vec<Figure>> {
     Ok(vec![figure(plan, &runs)])
 }
 
-async fn p99(load: &Load, duration: Duration) -> Result<f64> {
+async fn p99(load: &Load, duration: Duration) -> Result<Window> {
     let demand = Demand { in_flight: IN_FLIGHT, duration, rate: Some(RATE) };
-    Ok(load.run(demand).await?.percentile(0.99))
+    let sleeper = std::thread::spawn(move || lateness(duration));
+    let call = load.run(demand).await?.percentile(0.99);
+    let late = sleeper.join().map_err(|_| anyhow::anyhow!("the sleeper panicked"))?;
+    Ok(Window { call, wake: quantile(&late, 0.99) })
+}
+
+/// How late the kernel wakes this thread, time after time, in microseconds.
+fn lateness(duration: Duration) -> Vec<f64> {
+    let until = Instant::now() + duration;
+    let mut late = Vec::new();
+    while Instant::now() < until {
+        let due = Instant::now() + NAP;
+        std::thread::sleep(NAP);
+        late.push(due.elapsed().as_secs_f64() * 1e6);
+    }
+    late
 }
 
 /// Starts all culprits, and waits until each was started at least once.
@@ -107,18 +132,22 @@ async fn start(stand: &Stand, name: &str, tricks: &[&str]) -> Result<()> {
 }
 
 fn figure(plan: Plan, runs: &[Run]) -> Figure {
-    let ratios: Vec<f64> = runs.iter().map(|run| run.beside / run.quiet).collect();
+    let ratios: Vec<f64> = runs.iter().map(|run| run.beside.call / run.quiet.call).collect();
     let of = |value: fn(&Run) -> f64| median(&runs.iter().map(value).collect::<Vec<_>>());
     let method = format!(
         "p99 of {RATE} calls a second through the peer's gRPC port to one plugin, each counted \
          from when it was due, for {} s while {} others fork, eat memory, leak descriptors, flood \
          their logs, fill their disk, never become ready, crash, stay, hide and speak out of turn, \
          {EACH} each, and are started again by the default policy: {:.0} µs; against the same \
-         while there are no others, in turns",
+         while there are no others, in turns. A thread of the load generator that only sleeps, and \
+         waits for no peer and no plugin, wakes {:.0} µs late beside them (p99), and {:.0} while \
+         quiet: what the kernel makes everybody wait, of which a call waits several times",
         plan.beside.as_secs(),
         EACH * WAYS.len() as u32,
-        of(|run| run.beside),
+        of(|run| run.beside.call),
+        of(|run| run.beside.wake),
+        of(|run| run.quiet.wake),
     );
     let figure = Figure::of("misbehaviour_p99_ratio", "", Better::Lower, &ratios, method);
-    figure.reach(2.0).against(format!("{:.0} µs while quiet", of(|run| run.quiet)))
+    figure.reach(2.0).against(format!("{:.0} µs while quiet", of(|run| run.quiet.call)))
 }

@@ -2,7 +2,7 @@
 //!
 //! Outside, with whatever rights the host has: open the sources of the private root, make the
 //! first process in all new namespaces at once, write its id maps, leave. Inside, in this order:
-//! own id, tie to the host, host name and loopback, private root, no further user namespaces, no
+//! control groups, own id, tie to the host, host name and loopback, private root, no further user namespaces, no
 //! capabilities, no new privileges; then [`crate::init`] forks the program.
 
 use std::{
@@ -21,7 +21,9 @@ use rustix::{
 
 use crate::{
     control::{self, Order, Report},
-    egress, init,
+    egress,
+    groups::Groups,
+    init,
     root::{self, Trees},
     spec::{INSIDE_ID, JailSpec},
     sys::{self, Fork},
@@ -123,20 +125,19 @@ fn outside(spec: JailSpec, control: &OwnedFd, descriptors: Vec<OwnedFd>) -> Resu
     let (go, gate) =
         rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC).layer("launcher", "pipe")?;
     let flags = if spec.namespaces { namespaces(&spec) } else { 0 };
-    match sys::clone_into(flags, true).map_err(|error| no_namespaces(&error))? {
+    let mut groups = Groups::open(&spec.cgroup)?;
+    match groups.clone_into(flags)? {
         Fork::Child => {
             drop(gate);
-            let jail = Jail { spec, control, listener, trees, go };
+            let jail = Jail { spec, control, listener, trees, go, groups };
             sys::exit_now(jail.live())
         }
         Fork::Parent(first) => {
+            groups.join_slowly(first)?;
             if spec.namespaces {
                 write_id_maps(&spec, first)?;
             }
             rustix::io::write(&gate, b"g").layer("launcher", "let the jail begin")?;
-            // Meanwhile, because joining may take longer than building.
-            join_cgroups(&spec, first)?;
-            rustix::io::write(&gate, b"j").layer("launcher", "let the program begin")?;
             Ok(())
         }
     }
@@ -192,7 +193,7 @@ const NAMESPACE_ADVICE: &str = "allow user namespaces (sysctl user.max_user_name
      kernel.unprivileged_userns_clone, kernel.apparmor_restrict_unprivileged_userns), or, in a \
      container, give it the right to make them; or set the operator policy `namespaces: off`";
 
-fn no_namespaces(error: &io::Error) -> Refusal {
+pub(crate) fn no_namespaces(error: &io::Error) -> Refusal {
     Refusal::new("namespaces", format!("clone: {error}")).advise(NAMESPACE_ADVICE)
 }
 
@@ -214,24 +215,6 @@ fn write_id_maps(spec: &JailSpec, first: Pid) -> Result<(), Refusal> {
     write("gid_map", format!("{INSIDE_ID} {group} 1"))
 }
 
-/// Puts the first process into its groups, and with it all that it will fork. The kernel makes a
-/// write into version 1 wait for every processor, up to tens of milliseconds.
-fn join_cgroups(spec: &JailSpec, first: Pid) -> Result<(), Refusal> {
-    let first = first.as_raw_nonzero().to_string();
-    for directory in &spec.cgroup {
-        let file = directory.join("cgroup.procs");
-        fs::write(&file, &first)
-            .layer("cgroup", &format!("join {}", directory.display()))
-            .map_err(|refusal| {
-                refusal.advise(
-                    "give the node its own subtree of control groups (systemd: Delegate=yes), or \
-                     set the operator policy `plugins.cgroups: off`",
-                )
-            })?;
-    }
-    Ok(())
-}
-
 /// When memory ends, a plugin goes before the node does. Not a layer: without it the kernel
 /// chooses by size alone.
 fn prefer_plugins_when_memory_ends() {
@@ -245,6 +228,7 @@ struct Jail<'a> {
     listener: Option<OwnedFd>,
     trees: Option<Trees>,
     go: OwnedFd,
+    groups: Groups,
 }
 
 impl Jail<'_> {
@@ -254,13 +238,14 @@ impl Jail<'_> {
         if control::send(control, &Report::Init, None, SendFlags::empty()).is_err() {
             return 1;
         }
-        if !told(&self.go) {
+        let Jail { spec, listener, trees, go, groups, .. } = self;
+        // Before all else: nothing of the plugin's is made that is not counted and limited.
+        let joined = groups.join();
+        if joined.is_ok() && !told(go) {
             // The launcher could not write the id maps, and has said so.
             return 1;
         }
-        let Jail { spec, listener, trees, go, .. } = self;
-        let built = build(&spec, trees, control, &go);
-        drop(go);
+        let built = joined.and_then(|()| build(&spec, trees, control));
         match built.and_then(|layers| init::run(spec, control, listener, layers)) {
             Ok(()) => 0,
             Err(refusal) => {
@@ -272,12 +257,7 @@ impl Jail<'_> {
 }
 
 /// Everything between the new namespaces and the fork of the program.
-fn build(
-    spec: &JailSpec,
-    trees: Option<Trees>,
-    control: &OwnedFd,
-    go: &OwnedFd,
-) -> Result<Layers, Refusal> {
+fn build(spec: &JailSpec, trees: Option<Trees>, control: &OwnedFd) -> Result<Layers, Refusal> {
     let mut layers = Layers::new();
     if !spec.cgroup.is_empty() {
         layers.push("cgroup".into());
@@ -310,7 +290,6 @@ fn build(
         };
         root::enter(&spec.root, trees)?;
         layers.push("private-root".into());
-        in_its_groups(go)?;
         sys::own_cgroup_namespace().layer("cgroup-ns", "unshare")?;
         layers.push("cgroup-ns".into());
         no_more_user_namespaces()?;
@@ -318,7 +297,6 @@ fn build(
     } else {
         rustix::process::set_child_subreaper(Some(rustix::process::getpid()))
             .layer("lifeline", "become the reaper of what the plugin leaves")?;
-        in_its_groups(go)?;
     }
     drop_capabilities()?;
     layers.push("no-capabilities".into());
@@ -331,18 +309,9 @@ fn build(
     Ok(layers)
 }
 
-/// Waits until the launcher has said one of its two words; false where it ended without it.
-fn told(go: &OwnedFd) -> bool {
-    matches!(rustix::io::read(go, &mut [0_u8; 1]), Ok(1))
-}
-
-/// Nothing of the plugin's is forked before this process is counted and limited.
-fn in_its_groups(go: &OwnedFd) -> Result<(), Refusal> {
-    if told(go) {
-        return Ok(());
-    }
-    // The launcher's own reason is with the host already, and comes first.
-    Err(Refusal::new("cgroup", "the launcher ended before this process was in its groups"))
+/// Waits until the launcher lets the jail begin; false where it ended before.
+fn told(go: OwnedFd) -> bool {
+    matches!(rustix::io::read(&go, &mut [0_u8; 1]), Ok(1))
 }
 
 fn become_inside_id() -> Result<(), Refusal> {

@@ -24,6 +24,7 @@
 
 pub mod control;
 mod egress;
+mod groups;
 mod init;
 mod jail;
 mod landlock;

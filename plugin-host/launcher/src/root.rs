@@ -152,7 +152,7 @@ impl IdMaps {
 /// A user namespace with the given map, held by its descriptor alone.
 fn id_map(user: u32, group: u32, outside: u32, holders: &mut Holders) -> io::Result<OwnedFd> {
     let (gate, keeper) = rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC)?;
-    match sys::clone_into(libc::CLONE_NEWUSER, false)? {
+    match sys::clone_into(libc::CLONE_NEWUSER, false, None)? {
         Fork::Child => {
             drop(keeper);
             // Until the parent closes its end.

@@ -17,19 +17,41 @@ pub(crate) enum Fork {
     Child,
 }
 
+/// Source: clone(2). The C library's constant is narrower than the flag.
+const CLONE_INTO_CGROUP: u64 = 1 << 33;
+
 /// Forks into the new namespaces of `flags` (`CLONE_NEW…`), with `CLONE_PARENT` where `sibling` is
-/// set: then the new process is a child of this process's parent.
-pub(crate) fn clone_into(flags: libc::c_int, sibling: bool) -> io::Result<Fork> {
+/// set: then the new process is a child of this process's parent. With `group` it begins its life
+/// in that control group of version 2.
+pub(crate) fn clone_into(
+    flags: libc::c_int,
+    sibling: bool,
+    group: Option<&OwnedFd>,
+) -> io::Result<Fork> {
     let parent = if sibling { libc::CLONE_PARENT } else { 0 };
-    let flags = libc::c_long::from(flags | parent | libc::SIGCHLD);
-    // Needed: `fork` takes no flags, and the C library's `clone` wants a second stack.
-    // SAFETY: without CLONE_VM the child gets a copy of the whole address space, exactly as after
-    // `fork`; stack 0 means "go on using this one", which is the child's own copy. The launcher
-    // has one thread, so no lock can be held by a thread that the child does not have. All
-    // further arguments are unused with these flags.
-    let result =
-        unsafe { libc::syscall(libc::SYS_clone, flags, 0_usize, 0_usize, 0_usize, 0_usize) };
-    fork_result(result as i32)
+    let flags = (flags | parent) as u64;
+    let Some(group) = group else {
+        let flags = (flags | libc::SIGCHLD as u64) as libc::c_long;
+        // Needed: `fork` takes no flags, and the C library's `clone` wants a second stack.
+        // SAFETY: without CLONE_VM the child gets a copy of the whole address space, exactly as
+        // after `fork`; stack 0 means "go on using this one", which is the child's own copy. The
+        // launcher has one thread, so no lock can be held by a thread that the child does not
+        // have. All further arguments are unused with these flags.
+        let result =
+            unsafe { libc::syscall(libc::SYS_clone, flags, 0_usize, 0_usize, 0_usize, 0_usize) };
+        return fork_result(result);
+    };
+    // SAFETY: all-zero is a valid `clone_args`: nothing is asked for.
+    let mut wish: libc::clone_args = unsafe { std::mem::zeroed() };
+    wish.flags = flags | CLONE_INTO_CGROUP;
+    // With CLONE_PARENT the signal is the parent's, and the kernel wants none here.
+    wish.exit_signal = if sibling { 0 } else { libc::SIGCHLD as u64 };
+    wish.cgroup = group.as_raw_fd() as u64;
+    let size = size_of::<libc::clone_args>();
+    // Needed: the group is named to clone3 alone.
+    // SAFETY: as above; the structure has the size that is passed with it and outlives the call.
+    let result = unsafe { libc::syscall(libc::SYS_clone3, &raw const wish, size) };
+    fork_result(result)
 }
 
 /// Forks.
@@ -37,13 +59,13 @@ pub(crate) fn fork() -> io::Result<Fork> {
     // Needed: there is no safe fork.
     // SAFETY: the launcher has one thread, so the child may do all that the parent may.
     let result = unsafe { libc::fork() };
-    fork_result(result)
+    fork_result(result.into())
 }
 
-fn fork_result(result: i32) -> io::Result<Fork> {
+fn fork_result(result: libc::c_long) -> io::Result<Fork> {
     match result {
         0 => Ok(Fork::Child),
-        pid => match Pid::from_raw(pid) {
+        pid => match i32::try_from(pid).ok().and_then(Pid::from_raw) {
             Some(pid) if pid.as_raw_nonzero().get() > 0 => Ok(Fork::Parent(pid)),
             _ => Err(io::Error::last_os_error()),
         },

@@ -30,7 +30,7 @@ pub(crate) fn serve(orders: OwnedFd, first: Vec<OwnedFd>) -> ExitCode {
     let mut came = first;
     while let Some(socket) = &orders {
         for control in came.drain(..) {
-            match sys::clone_into(0, true) {
+            match sys::clone_into(0, true, None) {
                 Ok(Fork::Child) => {
                     // Or the host would not see the end of the zygote.
                     drop(orders.take());

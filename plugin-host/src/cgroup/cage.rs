@@ -13,6 +13,10 @@ use crate::limits::Need;
 /// `cgroup-v2.rst`, `cpu.max`; the default of both versions.
 const PERIOD_MICROS: u64 = 100_000;
 
+/// Makes a group run only where no other of its parent wants to. Source: kernel documentation,
+/// `cgroup-v2.rst`, `cpu.idle`; version 1 has the same file.
+const IDLE: &str = "cpu.idle";
+
 /// What limits did to a plugin.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub(crate) struct Counts {
@@ -148,6 +152,10 @@ fn write(version: Version, directory: &Path, need: &Need) -> io::Result<()> {
             io::Error::new(error.kind(), format!("write {text} to {}: {error}", path.display()))
         })
     };
+    let put_weight = |percent| match version {
+        Version::V1 => put("cpu.shares", &shares(percent).to_string()),
+        Version::V2 => put("cpu.weight", &weight(percent).to_string()),
+    };
     match (version, need) {
         (Version::V2, Need::Memory(bytes)) => {
             put("memory.max", &bytes.to_string())?;
@@ -165,8 +173,16 @@ fn write(version: Version, directory: &Path, need: &Need) -> io::Result<()> {
             put("cpu.cfs_period_us", &PERIOD_MICROS.to_string())?;
             put("cpu.cfs_quota_us", &quota(*percent).to_string())
         }
-        (Version::V2, Need::CpuShare(percent)) => put("cpu.weight", &weight(*percent).to_string()),
-        (Version::V1, Need::CpuShare(percent)) => put("cpu.shares", &shares(*percent).to_string()),
+        (_, Need::CpuShare(percent)) => {
+            // It may have been idle, and an idle group takes no weight.
+            let _ = put(IDLE, "0");
+            put_weight(*percent)
+        }
+        (_, Need::CpuLeavings) => {
+            // The least weight would do, but whoever has it keeps others waiting until its turn is
+            // over. Before Linux 5.15 there is nothing less.
+            put(IDLE, "1").or_else(|_| put_weight(0))
+        }
         (Version::V2, Need::Io { device: (major, minor), bytes_per_second: most }) => {
             put("io.max", &format!("{major}:{minor} rbps={most} wbps={most}"))
         }

@@ -195,7 +195,7 @@ impl Host {
             transitions: inner.transitions.clone(),
             logs: logs.clone(),
             floods: inner.floods.clone(),
-            lookout: inner.lookout.clone(),
+            turns: inner.turns.clone(),
             carriers: inner.carriers.clone(),
             access: Arc::clone(access),
             lookups: inner.lookups.clone(),

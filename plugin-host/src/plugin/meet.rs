@@ -169,7 +169,7 @@ impl Supervisor {
                 continue;
             }
             let question = contract::metrics(&run.channel, QUESTION_PATIENCE);
-            match self.context.lookout.question(question).await {
+            match self.context.turns.question(question).await {
                 Answer::Is(figures) => self.count(figures),
                 Answer::NotOffered => return std::future::pending().await,
                 // Whether it is ill is for its health to say.

@@ -7,7 +7,7 @@ use std::{
 
 use tokio::{
     sync::mpsc,
-    time::{sleep, sleep_until, timeout},
+    time::{sleep, sleep_until, timeout, timeout_at},
 };
 
 use super::{Order, Run, Supervisor, TAIL_LINES, told};
@@ -20,19 +20,17 @@ use crate::{
     courtesy::Courtesy,
     level,
     lifecycle::Step,
-    limits::{self, Size},
+    limits::{self, Size, Standing},
     logs::LogStream,
     process::End,
     ready::{self, Health},
     stats::{Sample, Sampler},
     stillness::{Asker, Stillness, Traces},
+    turns::Work,
 };
 
 /// How long after an answer a plugin has done what there is to do about it.
 pub(super) const SETTLED_AFTER: Duration = Duration::from_millis(50);
-
-/// How soon who gives way to others, and is called, stands among them again.
-const HEARD_WITHIN: Duration = Duration::from_secs(1);
 
 /// How a run came to its end.
 pub(super) enum Watched {
@@ -166,7 +164,7 @@ impl Supervisor {
                 continue;
             }
             let probe = ready::probe(&run.channel, &service, settings.timeout);
-            let health = self.context.lookout.question(probe).await;
+            let health = self.context.turns.question(probe).await;
             let healthy = !matches!(health, Health::Not(_));
             {
                 let mut status = self.context.status.lock();
@@ -204,7 +202,7 @@ impl Supervisor {
     pub(super) async fn traces(&self, run: &Run) -> Option<Traces> {
         let (init, calls) = (run.process.init()?, run.channel.begun());
         let look = move || Traces::of(init, calls);
-        self.context.lookout.at_processes(look).await.flatten()
+        self.context.turns.work(Work::LookAtProcesses, look).await.flatten()
     }
 
     /// Samples what it uses. Ends with a reason once that is more than it may.
@@ -216,14 +214,14 @@ impl Supervisor {
         };
         let mut sampler = Sampler::new(init);
         let chance = rand::random::<f64>();
-        let mut courtesy = Courtesy::new(allowance.gives_way());
+        let mut courtesy = Courtesy::new(allowance.standing());
         let (mut before, mut disk) = (Counts::default(), Some(0));
         loop {
             let sample;
             (sampler, sample) = self.sample(sampler).await;
             let wants = sample.map_or(0.0, |(sample, _)| sample.wants_percent);
             if courtesy.look(wants, run.channel.called()) {
-                self.give_way(courtesy.gives_way()).await;
+                self.stand(courtesy.standing()).await;
             }
             if let Some((sample, now)) = sample {
                 disk = self.disk_use().await;
@@ -253,42 +251,45 @@ impl Supervisor {
             let sample = sampler.sample(Instant::now());
             (sampler, Some((sample, allowance.counts())))
         };
-        match self.context.lookout.at_processes(look).await {
+        match self.context.turns.work(Work::LookAtProcesses, look).await {
             Some(seen) => seen,
             // The node is ending.
             None => std::future::pending().await,
         }
     }
 
-    /// Waits until `due`. Who gives way and is called meanwhile stands among the others again.
+    /// Waits until `due`. Who was not called stands in front from its first call on.
     async fn listen(&self, run: &Run, courtesy: &mut Courtesy, due: Instant) {
-        while courtesy.gives_way() {
-            let look = due.min(Instant::now() + HEARD_WITHIN);
-            sleep_until(look.into()).await;
-            if look == due {
-                return;
-            }
+        while courtesy.standing() != Standing::Called {
+            let next = run.channel.next_call();
             if courtesy.heard(run.channel.called()) {
-                self.give_way(false).await;
+                self.stand(courtesy.standing()).await;
+            } else if timeout_at(due.into(), next).await.is_err() {
+                return;
             }
         }
         sleep_until(due.into()).await;
     }
 
-    async fn give_way(&self, behind: bool) {
+    async fn stand(&self, standing: Standing) {
         let allowance = self.context.allowance.clone();
-        // Control groups may take their time.
-        let given = tokio::task::spawn_blocking(move || allowance.give_way(behind)).await;
-        let (level, text) = match given {
-            Ok(Ok(true)) if behind => {
-                ("info", "it uses the processor and nobody calls it: others come first".into())
+        let was = allowance.standing();
+        let weigh = move || allowance.stand(standing);
+        let logs = &self.context.logs;
+        match self.context.turns.work(Work::Weigh, weigh).await {
+            Some(Ok(true)) if standing == Standing::Behind => {
+                let text = "it uses the processor and nobody calls it: others come first";
+                logs.supervisor("info", 0, text);
             }
-            Ok(Ok(true)) => ("info", "others come first no longer".into()),
-            // It cannot, or the node is ending.
-            Ok(Ok(false)) | Err(_) => return,
-            Ok(Err(error)) => ("warn", format!("its weight stays as it is: {error}")),
-        };
-        self.context.logs.supervisor(level, 0, text);
+            Some(Ok(true)) if was == Standing::Behind => {
+                logs.supervisor("info", 0, "others come first no longer");
+            }
+            // It is nothing to tell, it cannot stand elsewhere, or the node is ending.
+            Some(Ok(_)) | None => return,
+            Some(Err(error)) => {
+                logs.supervisor("warn", 0, format!("its weight stays as it is: {error}"));
+            }
+        }
         let isolation = self.context.program.manifest.isolation;
         let mechanisms = level::mechanisms(isolation, &self.context.allowance);
         self.context.status.lock().mechanisms = mechanisms;
@@ -301,7 +302,7 @@ impl Supervisor {
             let own = allowance::disk_use(&own)?;
             Some(own + allowance::disk_use(&state)?)
         };
-        self.context.lookout.at_directories(walk).await.unwrap_or(Some(0))
+        self.context.turns.work(Work::WalkDirectories, walk).await.unwrap_or(Some(0))
     }
 
     /// Keeps what it uses, and tells what its control group refused it since `before`.

@@ -6,8 +6,8 @@ use blackhole_launcher::Report;
 
 use crate::world::{Running, output, spec};
 
-/// A new group of this test, in version 2 or in the process counter of version 1.
-fn group(name: &str) -> PathBuf {
+/// New groups of this test, in every hierarchy that can have them here.
+fn groups(name: &str) -> Vec<PathBuf> {
     let mounts = fs::read_to_string("/proc/mounts").expect("readable");
     let usable = |line: &&str| {
         let mut words = line.split_whitespace().skip(2);
@@ -15,11 +15,17 @@ fn group(name: &str) -> PathBuf {
         let options = words.next().unwrap_or_default();
         kind == "cgroup2" || (kind == "cgroup" && options.split(',').any(|word| word == "pids"))
     };
-    let mount = mounts.lines().find(usable).expect("control groups are mounted");
-    let root = mount.split_whitespace().nth(1).expect("a place");
-    let directory = PathBuf::from(root).join(format!("bh-jail-{name}-{}", std::process::id()));
-    fs::create_dir(&directory).expect("root may make groups");
-    directory
+    let roots = mounts.lines().filter(usable).filter_map(|line| line.split_whitespace().nth(1));
+    let made: Vec<_> = roots
+        .map(|root| {
+            let name = format!("bh-jail-{name}-{}", std::process::id());
+            let directory = PathBuf::from(root).join(name);
+            fs::create_dir(&directory).expect("root may make groups");
+            directory
+        })
+        .collect();
+    assert!(!made.is_empty(), "control groups are mounted");
+    made
 }
 
 #[test]
@@ -28,22 +34,26 @@ fn the_plugin_and_its_first_process_are_in_the_groups_from_the_start() {
         // An ordinary user has no groups to give; the run as root shows it.
         return;
     }
-    let directory = group("join");
+    let directories = groups("join");
     let mut spec = spec("exec sleep 1000");
-    spec.cgroup = vec![directory.clone()];
+    spec.cgroup.clone_from(&directories);
     let mut running = Running::start(&spec);
     let layers = running.started();
     assert!(layers.iter().any(|layer| layer == "cgroup"), "{layers:?}");
-    let inside = fs::read_to_string(directory.join("cgroup.procs")).expect("readable");
-    for pid in [running.init, running.program] {
-        let pid = pid.expect("told").to_string();
-        assert!(inside.lines().any(|line| line == pid), "{pid} in {inside}");
+    for directory in &directories {
+        let inside = fs::read_to_string(directory.join("cgroup.procs")).expect("readable");
+        for pid in [running.init, running.program] {
+            let pid = pid.expect("told").to_string();
+            assert!(inside.lines().any(|line| line == pid), "{pid} in {inside}");
+        }
     }
     let end = blackhole_launcher::Order::Kill;
     let flags = rustix::net::SendFlags::empty();
     blackhole_launcher::control::send(&running.control, &end, None, flags).expect("sent");
     running.finish_refused();
-    fs::remove_dir(&directory).expect("nothing is left in it");
+    for directory in &directories {
+        fs::remove_dir(directory).expect("nothing is left in it");
+    }
 }
 
 #[test]

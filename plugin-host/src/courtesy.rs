@@ -14,7 +14,7 @@ const WANTS_PERCENT: f64 = 25.0;
 /// Below this it is calm.
 const CALM_PERCENT: f64 = 5.0;
 
-/// Calm looks in a row after which it is behind them no longer: with the default interval, a minute.
+/// Calm looks in a row after which it is behind them no longer: a minute with the default interval.
 const CALM_LOOKS: u32 = 6;
 
 /// Calls by anybody but the host.

@@ -431,8 +431,8 @@ pub(crate) async fn capture(
     lines.finish(|line| logs.line(stream, pid, line, Instant::now()));
 }
 
-/// Leaves `pipe` to itself for a while: as long as it is watched, every write to it wakes the thread,
-/// whether or not anybody is going to read.
+/// Leaves `pipe` to itself for a while: as long as it is watched, every write to it wakes the
+/// thread, whether or not anybody is going to read.
 async fn turned_away(pipe: pipe::Receiver, wait: Duration) -> io::Result<pipe::Receiver> {
     let descriptor = pipe.into_nonblocking_fd()?;
     tokio::time::sleep(wait).await;

@@ -42,7 +42,7 @@ enum Job {
 }
 
 impl Spawner {
-    /// `launcher` is the command that behaves as one; it is put into the control groups of `groups`.
+    /// `launcher` is the command that behaves as one; it is put into the control groups `groups`.
     pub(crate) fn start(launcher: Vec<OsString>, groups: Vec<PathBuf>) -> io::Result<Self> {
         // Unbounded, and still small: each supervisor has at most one job of each kind in it.
         let (jobs, queue) = mpsc::channel::<Job>();

@@ -18,6 +18,12 @@ pub(crate) const CONNECTION_CALLS_MAX: u32 = 1_000;
 /// All headers of one request, as HTTP/2 counts them: 32 bytes more for each.
 pub(crate) const HEADER_LIST_BYTES_MAX: u32 = METADATA_BYTES_MAX as u32;
 
+/// The query of a URL, in which a call by GET has its message: half of what a head may have.
+pub(crate) const QUERY_BYTES_MAX: usize = 32 * 1024;
+
+/// Parameters of a query: as many as HTTP/1.1 has headers here.
+pub(crate) const PARAMETERS_MAX: usize = 100;
+
 /// One HTTP/2 DATA frame. Four times the smallest allowed: fewer frames for large messages, and
 /// small calls still get between them.
 pub(crate) const FRAME_BYTES_MAX: u32 = 64 * 1024;
@@ -96,5 +102,6 @@ const _: () = assert!(FRAME_BYTES_MAX <= STREAM_WINDOW_BYTES);
 const _: () = assert!(STATUS_MESSAGE_BYTES_MAX * 3 < METADATA_BYTES_MAX);
 const _: () =
     assert!(JSON_BYTES_MAX <= MESSAGE_BYTES_MAX && MESSAGE_BYTES_MAX * 8 < HELD_BYTES_MAX);
+const _: () = assert!(QUERY_BYTES_MAX * 2 <= HEADER_LIST_BYTES_MAX as usize);
 const _: () = assert!(CONNECTION_CALLS_MAX * 4 <= IDLE_FRAMES_MAX);
 const _: () = assert!(CONNECTION_CALLS_MAX as usize <= CALLS_MAX);

@@ -64,6 +64,40 @@ impl Frames {
     }
 }
 
+/// How many frames that carry nothing one connection may still send.
+#[derive(Debug)]
+pub(crate) struct Allowance {
+    frames_left: u32,
+    refilled: Instant,
+}
+
+impl Allowance {
+    pub(crate) fn new(now: Instant) -> Self {
+        Self { frames_left: IDLE_FRAMES_MAX, refilled: now }
+    }
+
+    /// Takes one away; `false` where none is left. `now` is asked for only where that matters.
+    pub(crate) fn spend(&mut self, now: impl Fn() -> Instant) -> bool {
+        if self.frames_left == 0 {
+            let passed = now().saturating_duration_since(self.refilled).as_millis();
+            let earned = passed.saturating_mul(u128::from(IDLE_FRAMES_PER_SECOND)) / 1_000;
+            let earned = u32::try_from(earned).unwrap_or(u32::MAX).min(IDLE_FRAMES_MAX);
+            if earned == 0 {
+                return false;
+            }
+            self.frames_left = earned;
+            self.refilled = now();
+        }
+        self.frames_left -= 1;
+        true
+    }
+
+    /// For a frame of an answer.
+    fn earn(&mut self) {
+        self.frames_left = self.frames_left.saturating_add(IDLE_FRAMES_EARNED).min(IDLE_FRAMES_MAX);
+    }
+}
+
 /// What one connection may still send.
 #[derive(Debug)]
 pub(crate) struct Calm {
@@ -71,8 +105,7 @@ pub(crate) struct Calm {
     preface: Option<usize>,
     read: Frames,
     wrote: Frames,
-    frames_left: u32,
-    refilled: Instant,
+    allowance: Allowance,
 }
 
 impl Calm {
@@ -81,8 +114,7 @@ impl Calm {
             preface: Some(0),
             read: Frames::default(),
             wrote: Frames::default(),
-            frames_left: IDLE_FRAMES_MAX,
-            refilled: now,
+            allowance: Allowance::new(now),
         }
     }
 
@@ -108,8 +140,8 @@ impl Calm {
                 HEADERS => true,
                 _ => false,
             };
-            if !carries {
-                self.spend(kind, &now)?;
+            if !carries && !self.allowance.spend(&now) {
+                return Err(Flood { kind });
             }
         }
         Ok(())
@@ -122,25 +154,9 @@ impl Calm {
         }
         while let Some((kind, ..)) = self.wrote.next(&mut bytes) {
             if matches!(kind, DATA | HEADERS) {
-                self.frames_left =
-                    self.frames_left.saturating_add(IDLE_FRAMES_EARNED).min(IDLE_FRAMES_MAX);
+                self.allowance.earn();
             }
         }
-    }
-
-    fn spend(&mut self, kind: u8, now: impl Fn() -> Instant) -> Result<(), Flood> {
-        if self.frames_left == 0 {
-            let passed = now().saturating_duration_since(self.refilled).as_millis();
-            let earned = passed.saturating_mul(u128::from(IDLE_FRAMES_PER_SECOND)) / 1_000;
-            let earned = u32::try_from(earned).unwrap_or(u32::MAX).min(IDLE_FRAMES_MAX);
-            if earned == 0 {
-                return Err(Flood { kind });
-            }
-            self.frames_left = earned;
-            self.refilled = now();
-        }
-        self.frames_left -= 1;
-        Ok(())
     }
 }
 
@@ -231,7 +247,7 @@ mod tests {
             for chunk in wire.chunks(cut) {
                 calm.read(chunk, || now).expect("few");
             }
-            let spent = IDLE_FRAMES_MAX - calm.frames_left;
+            let spent = IDLE_FRAMES_MAX - calm.allowance.frames_left;
             prop_assert_eq!(spent as usize, payloads.len());
         }
     }

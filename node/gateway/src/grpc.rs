@@ -3,6 +3,7 @@
 use std::{
     collections::HashMap,
     convert::Infallible,
+    error::Error,
     pin::Pin,
     sync::Arc,
     task::{Context, Poll},
@@ -87,7 +88,12 @@ impl Grpc {
         self
     }
 
-    async fn answer(self, caller: Caller, request: Request<Incoming>) -> Response<Outgoing> {
+    /// Answers a request over HTTP/2.
+    pub(crate) async fn answer<B>(self, caller: Caller, request: Request<B>) -> Response<Outgoing>
+    where
+        B: http_body::Body<Data = Bytes> + Send + Unpin + 'static,
+        B::Error: Into<Box<dyn Error + Send + Sync>>,
+    {
         let (parts, incoming) = request.into_parts();
         if let Err(refusal) = translate::admit(&parts) {
             return rescue::refuse(&refusal).map(Outgoing::Own);

@@ -52,7 +52,10 @@ async fn index() -> Json<serde_json::Value> {
         "paths": {
             "/health": "this node and its plugins",
             "/health/<service>": "one plugin, by its name or a gRPC service it offers",
-            "POST /<package.Service>/<Method>": "any method of the mesh, in gRPC-Web or Connect",
+            "POST /<package.Service>/<Method>":
+                "any method of the mesh, in gRPC-Web, Connect or gRPC",
+            "GET /<package.Service>/<Method>":
+                "the same in a WebSocket, or by Connect where it has no side effects",
         },
     }))
 }

@@ -28,6 +28,7 @@ mod rescue;
 mod serve;
 mod sizes;
 mod stream;
+mod takeover;
 mod translate;
 mod web;
 mod wire;

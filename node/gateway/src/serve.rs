@@ -5,7 +5,7 @@
 
 use std::{convert::Infallible, net::SocketAddr, sync::Arc, time::Duration};
 
-use axum::Router;
+use axum::{Router, body::Body};
 use bytes::Bytes;
 use http::{Request, Response};
 use hyper::body::Incoming;
@@ -29,8 +29,9 @@ use crate::{
         RESETS_PENDING_MAX, SEND_BUFFER_BYTES_MAX, STREAM_WINDOW_BYTES,
     },
     framed::{self, Links},
-    grpc::{Grpc, GrpcService},
+    grpc::{Grpc, GrpcService, Outgoing},
     meters::{Ended, Meters, Why},
+    takeover::Takeover,
     wire::{Listening, Stream, Watched, accept, is_of_one_connection},
 };
 
@@ -77,7 +78,9 @@ pub async fn serve_http(
     stop: CancellationToken,
     drain: Duration,
 ) {
-    let server = Server::new(TowerToHyperService::new(routes), meters, &stop);
+    let service =
+        HttpService { routes: TowerToHyperService::new(routes), takeover: Takeover::default() };
+    let server = Server::new(service, meters, &stop);
     serve(listening.into(), server, None, stop, drain).await;
 }
 
@@ -127,15 +130,39 @@ trait Serves<B>:
     + Sync
     + 'static
 {
+    /// For a new connection, which may leave HTTP by `takeover`.
+    fn on(self, takeover: &Takeover) -> Self;
 }
 
-impl<B, S> Serves<B> for S where
-    S: hyper::service::Service<Request<Incoming>, Response = Response<B>, Error = Infallible>
-        + Clone
-        + Send
-        + Sync
-        + 'static
-{
+impl Serves<Outgoing> for GrpcService {
+    fn on(self, _: &Takeover) -> Self {
+        self
+    }
+}
+
+/// Routes for the connections of one listener.
+#[derive(Clone)]
+struct HttpService {
+    routes: TowerToHyperService<Router>,
+    takeover: Takeover,
+}
+
+impl Serves<Body> for HttpService {
+    fn on(self, takeover: &Takeover) -> Self {
+        Self { takeover: takeover.clone(), ..self }
+    }
+}
+
+impl hyper::service::Service<Request<Incoming>> for HttpService {
+    type Response = Response<Body>;
+    type Error = Infallible;
+    type Future =
+        <TowerToHyperService<Router> as hyper::service::Service<Request<Incoming>>>::Future;
+
+    fn call(&self, mut request: Request<Incoming>) -> Self::Future {
+        request.extensions_mut().insert(self.takeover.clone());
+        self.routes.call(request)
+    }
 }
 
 /// The connections of one listener.
@@ -249,7 +276,9 @@ where
 {
     let (stream, seen) = Watched::new(stream);
     let builder = builder(tasks);
-    let connection = builder.serve_connection(TokioIo::new(stream), service);
+    let takeover = Takeover::default();
+    let service = service.on(&takeover);
+    let connection = builder.serve_connection_with_upgrades(TokioIo::new(stream), service);
     tokio::pin!(connection);
     let (mut draining, mut expected) = (false, true);
     let greeting = tokio::time::sleep(GREETING);
@@ -258,7 +287,14 @@ where
         tokio::select! {
             biased;
             () = cut.cancelled() => return None,
-            ended = &mut connection => return Ended::of(&seen, ended.err()),
+            ended = &mut connection => match (ended, takeover.take()) {
+                (Ok(()), Some(next)) => break tokio::select! {
+                    biased;
+                    () = cut.cancelled() => None,
+                    ended = next => ended,
+                },
+                (ended, _) => return Ended::of(&seen, ended.err()),
+            },
             () = drain.cancelled(), if !draining => {
                 draining = true;
                 connection.as_mut().graceful_shutdown();

@@ -36,11 +36,11 @@ pub(crate) fn admit(parts: &Parts) -> Result<(), Refusal> {
     if parts.version != Version::HTTP_2 {
         return refuse(
             StatusCode::HTTP_VERSION_NOT_SUPPORTED,
-            "this address speaks gRPC over HTTP/2 without TLS (prior knowledge); \
+            "calls are made in gRPC over HTTP/2 without TLS here (prior knowledge); \
              plain HTTP is served on the address given by --http",
         );
     }
-    if !parts.headers.get(CONTENT_TYPE).is_some_and(|value| is_grpc(value.as_bytes())) {
+    if !says_grpc(&parts.headers) {
         return refuse(
             StatusCode::UNSUPPORTED_MEDIA_TYPE,
             "this address speaks gRPC: content-type must be application/grpc",
@@ -50,6 +50,11 @@ pub(crate) fn admit(parts: &Parts) -> Result<(), Refusal> {
         return refuse(StatusCode::METHOD_NOT_ALLOWED, "gRPC calls are made with POST");
     }
     Ok(())
+}
+
+/// Whether the content type is gRPC's.
+pub(crate) fn says_grpc(headers: &HeaderMap) -> bool {
+    headers.get(CONTENT_TYPE).is_some_and(|value| is_grpc(value.as_bytes()))
 }
 
 /// `application/grpc`, alone or with a message format (`+proto`) or parameters; not

@@ -2,8 +2,8 @@
 //!
 //! Outside, with whatever rights the host has: open the sources of the private root, make the
 //! first process in all new namespaces at once, write its id maps, leave. Inside, in this order:
-//! control groups, own id, tie to the host, host name and loopback, private root, no further user namespaces, no
-//! capabilities, no new privileges; then [`crate::init`] forks the program.
+//! control groups, own id, tie to the host, host name and loopback, private root, no further user
+//! namespaces, no capabilities, no new privileges; then [`crate::init`] forks the program.
 
 use std::{
     fmt, fs, io,
@@ -241,10 +241,11 @@ impl Jail<'_> {
         let Jail { spec, listener, trees, go, groups, .. } = self;
         // Before all else: nothing of the plugin's is made that is not counted and limited.
         let joined = groups.join();
-        if joined.is_ok() && !told(go) {
+        if joined.is_ok() && !told(&go) {
             // The launcher could not write the id maps, and has said so.
             return 1;
         }
+        drop(go);
         let built = joined.and_then(|()| build(&spec, trees, control));
         match built.and_then(|layers| init::run(spec, control, listener, layers)) {
             Ok(()) => 0,
@@ -310,8 +311,8 @@ fn build(spec: &JailSpec, trees: Option<Trees>, control: &OwnedFd) -> Result<Lay
 }
 
 /// Waits until the launcher lets the jail begin; false where it ended before.
-fn told(go: OwnedFd) -> bool {
-    matches!(rustix::io::read(&go, &mut [0_u8; 1]), Ok(1))
+fn told(go: &OwnedFd) -> bool {
+    matches!(rustix::io::read(go, &mut [0_u8; 1]), Ok(1))
 }
 
 fn become_inside_id() -> Result<(), Refusal> {

@@ -10,13 +10,18 @@ use std::collections::BTreeSet;
 
 use axum::body::Body;
 use http::{
-    HeaderMap, HeaderValue, Method, Response, StatusCode,
+    HeaderMap, HeaderName, HeaderValue, Method, Response, StatusCode,
     header::{
         ACCESS_CONTROL_ALLOW_HEADERS, ACCESS_CONTROL_ALLOW_METHODS, ACCESS_CONTROL_ALLOW_ORIGIN,
         ACCESS_CONTROL_EXPOSE_HEADERS, ACCESS_CONTROL_MAX_AGE, ACCESS_CONTROL_REQUEST_HEADERS,
-        ACCESS_CONTROL_REQUEST_METHOD, ORIGIN, VARY,
+        ACCESS_CONTROL_REQUEST_METHOD, HOST, ORIGIN, VARY,
     },
+    request::Parts,
+    uri::Authority,
 };
+
+/// How a browser says whether a page asks for its own server, or for another.
+const FETCH_SITE: HeaderName = HeaderName::from_static("sec-fetch-site");
 
 /// The origins whose pages may call. Nobody's, unless told.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -59,6 +64,39 @@ impl Origins {
     }
 }
 
+impl Origins {
+    /// The same for what a browser sends without saying whose page asks: a GET, where the page is
+    /// of the same origin as the server, or only shows what it gets.
+    ///
+    /// The page is then of the origin that the request is addressed to. No stranger's is where that
+    /// is an address; where it is a name, the name may have been made to point here.
+    pub(super) fn judge_silent(&self, parts: &Parts) -> Result<(), Stranger> {
+        // With an origin it was judged by that.
+        if self.any || parts.headers.contains_key(ORIGIN) {
+            return Ok(());
+        }
+        let foreign = |site: &HeaderValue| site != "none" && site != "same-origin";
+        if parts.headers.get(FETCH_SITE).is_some_and(foreign) {
+            return Err(Stranger);
+        }
+        let host = parts.headers.get(HOST).map(HeaderValue::as_bytes);
+        let host = parts.uri.authority().map(|host| host.as_str().as_bytes()).or(host);
+        // HTTP/1.0; no browser speaks it.
+        let Some(host) = host else { return Ok(()) };
+        let host: Authority = host.try_into().map_err(|_| Stranger)?;
+        let origin = |scheme| format!("{scheme}://{}", host.as_str().to_ascii_lowercase());
+        let named = ["http", "https"].map(origin).iter().any(|origin| self.named.contains(origin));
+        if named || is_nobodys_name(host.host()) { Ok(()) } else { Err(Stranger) }
+    }
+}
+
+/// What no stranger can make point here: an address, and the machine's own name for itself.
+fn is_nobodys_name(host: &str) -> bool {
+    let address = host.trim_start_matches('[').trim_end_matches(']');
+    let local = host.eq_ignore_ascii_case("localhost");
+    local || address.parse::<std::net::IpAddr>().is_ok()
+}
+
 /// A page that may not call.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Stranger;
@@ -76,7 +114,7 @@ pub(super) fn preflight(headers: &HeaderMap) -> Response<Body> {
     let mut response = Response::new(Body::empty());
     *response.status_mut() = StatusCode::NO_CONTENT;
     let told = response.headers_mut();
-    told.insert(ACCESS_CONTROL_ALLOW_METHODS, HeaderValue::from_static("POST"));
+    told.insert(ACCESS_CONTROL_ALLOW_METHODS, HeaderValue::from_static("GET, POST"));
     told.insert(ACCESS_CONTROL_MAX_AGE, REMEMBERED);
     // Metadata has whatever names a plugin gives it.
     if let Some(names) = headers.get(ACCESS_CONTROL_REQUEST_HEADERS) {
@@ -88,12 +126,12 @@ pub(super) fn preflight(headers: &HeaderMap) -> Response<Body> {
 /// Lets the page of `origin` read all of `response`.
 pub(super) fn expose(response: &mut Response<Body>, origin: HeaderValue) {
     let headers = response.headers_mut();
-    let names: Vec<_> = headers.keys().map(http::HeaderName::as_str).collect();
+    let names: Vec<_> = headers.keys().map(HeaderName::as_str).collect();
     if let Ok(names) = HeaderValue::from_str(&names.join(", ")) {
         headers.insert(ACCESS_CONTROL_EXPOSE_HEADERS, names);
     }
     headers.insert(ACCESS_CONTROL_ALLOW_ORIGIN, origin);
-    headers.insert(VARY, HeaderValue::from_static("origin"));
+    headers.append(VARY, HeaderValue::from_static("origin"));
 }
 
 #[cfg(test)]
@@ -118,6 +156,36 @@ mod tests {
         assert_eq!(origins.judge(&two), Err(Stranger));
         origins.allow("*").expect("everybody");
         assert!(origins.judge(&from(&["https://anywhere.example"])).is_ok());
+    }
+
+    fn to(host: &str, more: &[(&'static str, &'static str)]) -> Parts {
+        let mut request = http::Request::get("/a.v1.B/C?message=").header(HOST, host);
+        for (name, value) in more {
+            request = request.header(*name, *value);
+        }
+        request.body(()).expect("a request").into_parts().0
+    }
+
+    #[test]
+    fn a_page_that_does_not_tell_its_origin_is_of_the_server_it_asks() {
+        let mut origins = Origins::default();
+        for host in ["127.0.0.1:8080", "[::1]:8080", "localhost", "LocalHost:8080", "10.0.0.7"] {
+            assert_eq!(origins.judge_silent(&to(host, &[])), Ok(()), "{host}");
+        }
+        for host in ["rebound.example", "127.0.0.1.rebound.example:8080", "a b", "localhost.x"] {
+            assert_eq!(origins.judge_silent(&to(host, &[])), Err(Stranger), "{host}");
+        }
+        for (site, may) in
+            [("cross-site", false), ("same-site", false), ("same-origin", true), ("none", true)]
+        {
+            let asked = to("127.0.0.1", &[("sec-fetch-site", site)]);
+            assert_eq!(origins.judge_silent(&asked).is_ok(), may, "{site}");
+        }
+        origins.allow("https://mesh.example:8443").expect("an origin");
+        assert_eq!(origins.judge_silent(&to("mesh.example:8443", &[])), Ok(()));
+        assert_eq!(origins.judge_silent(&to("mesh.example", &[])), Err(Stranger));
+        origins.allow("*").expect("everybody");
+        assert_eq!(origins.judge_silent(&to("any.example", &[])), Ok(()));
     }
 
     #[test]

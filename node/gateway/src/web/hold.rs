@@ -22,20 +22,54 @@ impl Default for Budget {
     }
 }
 
+/// A part of the budget; given back when it is dropped.
+#[derive(Debug)]
+pub(super) struct Share {
+    budget: Budget,
+    held: Option<OwnedSemaphorePermit>,
+}
+
+impl Share {
+    /// Nothing of `budget` yet.
+    pub(super) fn new(budget: Budget) -> Self {
+        Self { budget, held: None }
+    }
+
+    /// Has enough for `bytes`; refused where that is too much for all together.
+    pub(super) fn cover(&mut self, bytes: usize) -> Result<(), No> {
+        let held = self.held.as_ref().map_or(0, OwnedSemaphorePermit::num_permits);
+        let more = bytes.div_ceil(HELD_UNIT_BYTES).saturating_sub(held);
+        if more == 0 {
+            return Ok(());
+        }
+        let more = u32::try_from(more).unwrap_or(u32::MAX);
+        let permit = Arc::clone(&self.budget.0).try_acquire_many_owned(more);
+        let permit = permit.map_err(|_| No::Failed(busy()))?;
+        match &mut self.held {
+            Some(held) => held.merge(permit),
+            None => self.held = Some(permit),
+        }
+        Ok(())
+    }
+
+    /// What it had, apart from what it will have.
+    pub(super) fn split(&mut self) -> Self {
+        Self { budget: self.budget.clone(), held: self.held.take() }
+    }
+}
+
 /// Bytes that gather until they are whole.
 #[derive(Debug)]
 pub(super) struct Hold {
     bytes: BytesMut,
     bytes_max: usize,
-    budget: Budget,
-    /// What of the budget it has; given back when it is dropped or taken.
-    held: Option<OwnedSemaphorePermit>,
+    share: Share,
 }
 
 impl Hold {
     /// Takes at most `bytes_max`.
     pub(super) fn new(budget: Budget, bytes_max: usize) -> Self {
-        Self { bytes: BytesMut::new(), bytes_max, budget, held: None }
+        Self { bytes: BytesMut::new(), bytes_max, share: Share::new(budget) }
     }
 
     /// Adds `chunk`; refused where it is too much for this one, or for all.
@@ -45,17 +79,7 @@ impl Hold {
             let max = self.bytes_max;
             return Err(No::too_large(format!("a message is larger than the {max} bytes taken")));
         }
-        let held = self.held.as_ref().map_or(0, OwnedSemaphorePermit::num_permits);
-        let more = length.div_ceil(HELD_UNIT_BYTES).saturating_sub(held);
-        if more > 0 {
-            let more = u32::try_from(more).unwrap_or(u32::MAX);
-            let permit = Arc::clone(&self.budget.0).try_acquire_many_owned(more);
-            let permit = permit.map_err(|_| No::Failed(busy()))?;
-            match &mut self.held {
-                Some(held) => held.merge(permit),
-                None => self.held = Some(permit),
-            }
-        }
+        self.share.cover(length)?;
         self.bytes.extend_from_slice(chunk);
         Ok(())
     }
@@ -70,7 +94,7 @@ impl Hold {
         let _ = self.bytes.split_to(count.min(self.bytes.len()));
         if self.bytes.is_empty() {
             self.bytes = BytesMut::new();
-            self.held = None;
+            drop(self.share.split());
         }
     }
 

@@ -15,8 +15,10 @@ use bytes::Bytes;
 use parking_lot::Mutex;
 use prost::Message;
 use prost_reflect::{
-    DescriptorPool, DeserializeOptions, DynamicMessage, MessageDescriptor, SerializeOptions,
+    DescriptorPool, DeserializeOptions, DynamicMessage, MessageDescriptor, MethodDescriptor,
+    SerializeOptions,
 };
+use prost_types::method_options::IdempotencyLevel::NoSideEffects;
 use protocol::{
     failure::{Failure, Reason},
     service::{MethodPath, ServiceName},
@@ -60,6 +62,23 @@ impl Translator {
         path: &MethodPath,
         deadline: Option<Instant>,
     ) -> Result<Shape, No> {
+        let method = self.method(path, deadline).await?;
+        Ok(Shape { input: method.input(), output: method.output() })
+    }
+
+    /// Whether the method at `path` is unary and says that it has no side effects.
+    pub(super) async fn is_safe(&self, path: &MethodPath) -> Result<bool, No> {
+        let method = self.method(path, None).await?;
+        let says = method.method_descriptor_proto().options.as_ref();
+        let says = says.is_some_and(|says| says.idempotency_level() == NoSideEffects);
+        Ok(says && !method.is_client_streaming() && !method.is_server_streaming())
+    }
+
+    async fn method(
+        &self,
+        path: &MethodPath,
+        deadline: Option<Instant>,
+    ) -> Result<MethodDescriptor, No> {
         let service = path.service();
         let patience = Instant::now() + REFLECTION_ANSWER;
         let until = deadline.map_or(patience, |deadline| deadline.min(patience));
@@ -70,16 +89,16 @@ impl Translator {
         };
         let pool = self.pool(service.clone(), set)?;
         let missing = |what: &str| {
-            No::from(Refusal::Unimplemented(format!("{what}: call it in protobuf, or not at all")))
+            let message = format!("{what}: call it by POST in protobuf, or not at all");
+            No::from(Refusal::Unimplemented(message))
         };
         let described = pool.get_service_by_name(service.as_str());
         let described =
             described.ok_or_else(|| missing(&format!("{service} does not describe itself")))?;
         let mut methods = described.methods();
-        let method = methods
+        methods
             .find(|method| method.name() == path.method())
-            .ok_or_else(|| missing(&format!("{service} describes no method {}", path.method())))?;
-        Ok(Shape { input: method.input(), output: method.output() })
+            .ok_or_else(|| missing(&format!("{service} describes no method {}", path.method())))
     }
 
     fn pool(&self, service: ServiceName, set: Bytes) -> Result<DescriptorPool, Failure> {

@@ -25,6 +25,17 @@ pub(super) enum Form {
     Json,
 }
 
+impl Form {
+    /// The form that Connect calls `name` in URLs.
+    pub(super) fn named(name: &[u8]) -> Option<Self> {
+        match name {
+            b"proto" => Some(Self::Proto),
+            b"json" => Some(Self::Json),
+            _ => None,
+        }
+    }
+}
+
 /// All content types that are served, as `Accept-Post` tells them.
 pub(super) const SERVED: &str = "application/grpc-web, application/grpc-web+proto, \
     application/grpc-web-text, application/grpc-web-text+proto, application/proto, \

@@ -6,18 +6,24 @@
 //! failure, which are [`Grpc`]'s for everybody: a request is made a gRPC call, and its answer is
 //! put back into the clothes that it came in.
 //!
-//! `kind` tells what a request speaks, `inbound` reads its messages, `outbound` writes the answer,
-//! `words` has the names of errors, `json` translates, `cors` decides which pages may call.
+//! gRPC itself is here as well, passed on as it came.
+//!
+//! `kind` tells what a request speaks, `get` reads what has its message in the URL, `inbound` reads
+//! messages, `outbound` writes the answer, `words` has the names of errors, `json` translates,
+//! `cors` decides which pages may call. `socket` makes WebSockets streams of Connect.
 
 mod cors;
 mod envelope;
+mod get;
 mod hold;
 mod inbound;
 mod json;
 mod kind;
 mod outbound;
+mod query;
 mod refusal;
 mod rest;
+mod socket;
 mod text;
 mod words;
 
@@ -39,6 +45,7 @@ use protocol::{
 
 pub use self::cors::{NotAnOrigin, Origins};
 use self::{
+    get::{Get, NotServed},
     hold::Budget,
     inbound::{Inbound, Reading},
     json::Translator,
@@ -62,8 +69,9 @@ const GRPC_ENCODING: HeaderName = HeaderName::from_static("grpc-encoding");
 const GRPC_ACCEPT: HeaderName = HeaderName::from_static("grpc-accept-encoding");
 const GRPC: HeaderValue = HeaderValue::from_static("application/grpc+proto");
 
-/// `POST /<package.Service>/<Method>` in gRPC-Web and Connect, to every service that `grpc` serves,
-/// everyone there being `caller`; pages of `origins` may call.
+/// `POST /<package.Service>/<Method>` in gRPC, gRPC-Web and Connect, `GET` in WebSockets and where
+/// it is safe: to every service that `grpc` serves, everyone there being `caller`; pages of
+/// `origins` may call.
 pub fn web_routes(grpc: Grpc, caller: Caller, origins: Origins) -> Router {
     let translator = Translator::new(grpc.catalog());
     let budget = Budget::default();
@@ -88,6 +96,14 @@ async fn serve(State(web): State<Arc<Web>>, request: Request<Body>) -> Response<
     };
     let mut response = if cors::is_preflight(&parts.method, &parts.headers) {
         cors::preflight(&parts.headers)
+    } else if socket::is_asked(&parts) {
+        // Its origin has been judged: browsers always tell it, and do not judge the answer.
+        return socket::open(web, parts);
+    } else if get::is_call(&parts) {
+        web.get(parts).await
+    } else if translate::says_grpc(&parts.headers) {
+        let request = Request::from_parts(parts, body);
+        web.grpc.clone().answer(web.caller.clone(), request).await.map(Body::new)
     } else {
         match Kind::of(&parts.headers) {
             Some(kind) if parts.method == Method::POST => web.answer(kind, parts, body).await,
@@ -104,14 +120,15 @@ async fn serve(State(web): State<Arc<Web>>, request: Request<Body>) -> Response<
 fn unserved(method: &Method, kind: Option<Kind>) -> Response<Body> {
     let (status, message, header) = match (kind, method) {
         (None, &Method::POST) => {
-            let message = "calls have one of the content types in accept-post; \
-                           gRPC itself is served on the address given by --grpc";
+            let message = "calls have one of the content types in accept-post, or \
+                           application/grpc over HTTP/2";
             let served = (ACCEPT_POST, HeaderValue::from_static(SERVED));
             (StatusCode::UNSUPPORTED_MEDIA_TYPE, message, Some(served))
         }
         (Some(_), _) => {
             let allowed = (ALLOW, HeaderValue::from_static("POST"));
-            (StatusCode::METHOD_NOT_ALLOWED, "calls are made with POST", Some(allowed))
+            let message = "calls are made with POST, or with GET and their message in the URL";
+            (StatusCode::METHOD_NOT_ALLOWED, message, Some(allowed))
         }
         (None, _) => (StatusCode::NOT_FOUND, "there is nothing here; / lists what there is", None),
     };
@@ -130,6 +147,41 @@ impl Web {
         };
         let budget = self.budget.clone();
         Writing { kind, shape, budget, wrong, rest }.write(answer).await
+    }
+
+    /// A call whose message is in the URL.
+    async fn get(&self, mut parts: Parts) -> Response<Body> {
+        if self.origins.judge_silent(&parts).is_err() {
+            let message = "a call by GET is addressed to this peer by an address, or by the host \
+                           of an origin in api.corsOrigins, and not from a page of another one: \
+                           use POST";
+            return get::refuse(StatusCode::FORBIDDEN, message);
+        }
+        let mut response = match Get::read(&mut parts) {
+            Ok(Get { form, message }) => {
+                let safe = match parts.uri.path().parse() {
+                    Ok(path) => self.translator.is_safe(&path).await,
+                    // Refused as any other call is.
+                    Err(_) => Ok(true),
+                };
+                match safe {
+                    Ok(true) => self.answer(Kind::Unary(form), parts, message.into()).await,
+                    Ok(false) => get::only_by_post(),
+                    Err(no) => self.refuse(Kind::Unary(form), &no).await,
+                }
+            }
+            Err(NotServed::No(form, no)) => self.refuse(Kind::Unary(form), &no).await,
+            Err(NotServed::Http(status, message)) => get::refuse(status, message),
+        };
+        get::guard(&mut response);
+        response
+    }
+
+    /// The answer to what does not become a call, in the words of `kind`.
+    async fn refuse(&self, kind: Kind, no: &No) -> Response<Body> {
+        let (budget, wrong, rest) = (self.budget.clone(), Wrong::default(), Rest::default());
+        let writing = Writing { kind, shape: None, budget, wrong, rest };
+        writing.write(no.answer().map(Outgoing::Own)).await
     }
 
     async fn call(

@@ -70,18 +70,24 @@ pub(super) fn end_of_stream(trailers: &HeaderMap) -> Vec<u8> {
     if status.code() != Code::Ok {
         end.insert("error".into(), error(&status));
     }
+    let metadata = metadata(trailers);
+    if !metadata.is_empty() {
+        end.insert("metadata".into(), Value::Object(metadata));
+    }
+    Value::Object(end).to_string().into_bytes()
+}
+
+/// Headers or trailers as Connect writes them: each name with all its values.
+pub(super) fn metadata(headers: &HeaderMap) -> Map<String, Value> {
     let mut metadata = Map::new();
-    for (name, value) in trailers.iter().filter(|(name, _)| !is_grpc(name)) {
+    for (name, value) in headers.iter().filter(|(name, _)| !is_grpc(name)) {
         let value = String::from_utf8_lossy(value.as_bytes()).into_owned();
         let values = metadata.entry(name.as_str()).or_insert_with(|| json!([]));
         if let Value::Array(values) = values {
             values.push(value.into());
         }
     }
-    if !metadata.is_empty() {
-        end.insert("metadata".into(), Value::Object(metadata));
-    }
-    Value::Object(end).to_string().into_bytes()
+    metadata
 }
 
 /// gRPC-Web's last envelope: the trailers as HTTP/1 writes headers.

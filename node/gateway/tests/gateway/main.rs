@@ -2,8 +2,11 @@
 
 mod calls;
 mod demo;
+mod get;
 mod hostile;
 mod http;
 mod mesh;
+mod one_port;
+mod socket;
 mod support;
 mod web;

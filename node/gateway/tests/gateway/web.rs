@@ -12,8 +12,9 @@ use hyper_util::{client::legacy::Client, rt::TokioExecutor};
 use prost::Message;
 use prost_types::{
     DescriptorProto, FieldDescriptorProto, FileDescriptorProto, FileDescriptorSet,
-    MethodDescriptorProto, ServiceDescriptorProto,
+    MethodDescriptorProto, MethodOptions, ServiceDescriptorProto,
     field_descriptor_proto::{Label, Type},
+    method_options::IdempotencyLevel,
 };
 use protocol::{
     failure::{Failure, Reason},
@@ -21,7 +22,7 @@ use protocol::{
     ports::Caller,
 };
 use serde_json::{Value, json};
-use tokio::{io::AsyncWriteExt, net::TcpListener, net::TcpStream};
+use tokio::{io::AsyncWriteExt, net::TcpListener, net::TcpStream, task::JoinHandle};
 use tokio_util::sync::CancellationToken;
 
 use crate::support::{DRAIN, Mesh, TestCatalog, message};
@@ -43,9 +44,20 @@ fn descriptors() -> Bytes {
         output_type: Some(".demo.v1.Said".into()),
         client_streaming: Some(asks),
         server_streaming: Some(answers),
-        ..Default::default()
+        // `Hang` and `Join` do not say that they have no side effects.
+        options: (!["Hang", "Join"].contains(&name)).then(|| MethodOptions {
+            idempotency_level: Some(IdempotencyLevel::NoSideEffects.into()),
+            ..Default::default()
+        }),
     };
-    let methods = [("Unary", false, false), ("Refuse", false, false), ("Words", false, true)];
+    let methods = [
+        ("Unary", false, false),
+        ("Refuse", false, false),
+        ("Hang", false, false),
+        ("Words", false, true),
+        ("Join", true, false),
+        ("Chat", true, true),
+    ];
     let service = ServiceDescriptorProto {
         name: Some("Echo".into()),
         method: methods.map(|(name, asks, answers)| method(name, asks, answers)).to_vec(),
@@ -62,21 +74,23 @@ fn descriptors() -> Bytes {
     FileDescriptorSet { file: vec![file] }.encode_to_vec().into()
 }
 
-struct Web {
-    address: String,
-    mesh: Mesh,
-    stop: CancellationToken,
+/// The web's side of a gateway, on a port of its own.
+pub struct Web {
+    pub address: String,
+    pub mesh: Mesh,
+    pub stop: CancellationToken,
+    pub served: JoinHandle<()>,
 }
 
 /// What came back.
-struct Told {
-    status: u16,
-    headers: HeaderMap,
-    body: Bytes,
+pub struct Told {
+    pub status: u16,
+    pub headers: HeaderMap,
+    pub body: Bytes,
 }
 
 impl Told {
-    fn json(&self) -> Value {
+    pub fn json(&self) -> Value {
         serde_json::from_slice(&self.body).unwrap_or_else(|_| panic!("no JSON: {:?}", self.body))
     }
 
@@ -108,22 +122,31 @@ impl Told {
 }
 
 impl Web {
-    async fn start() -> Self {
+    pub async fn start() -> Self {
         Self::start_with(Mesh::new(), Origins::default()).await
     }
 
-    async fn start_with(mesh: Mesh, origins: Origins) -> Self {
+    pub async fn start_with(mesh: Mesh, origins: Origins) -> Self {
+        Self::start_counted(mesh, origins, Meters::default()).await
+    }
+
+    pub async fn start_counted(mesh: Mesh, origins: Origins, meters: Meters) -> Self {
         let catalog = TestCatalog::new([("demo.v1.Echo", Ok(descriptors()))]);
         let grpc = Grpc::new(Arc::new(mesh.clone()), catalog);
         let listener = TcpListener::bind("127.0.0.1:0").await.expect("a free port");
         let address = listener.local_addr().expect("an address").to_string();
         let stop = CancellationToken::new();
         let routes = web_routes(grpc, Caller::Client, origins);
-        tokio::spawn(serve_http(listener, routes, Meters::default(), stop.clone(), DRAIN));
-        Self { address, mesh, stop }
+        let served = tokio::spawn(serve_http(listener, routes, meters, stop.clone(), DRAIN));
+        Self { address, mesh, stop, served }
     }
 
-    async fn send(&self, request: Request<Full<Bytes>>) -> Told {
+    /// How many calls the mesh has got.
+    pub fn calls(&self) -> usize {
+        self.mesh.heads.lock().expect("not poisoned").len()
+    }
+
+    pub async fn send(&self, request: Request<Full<Bytes>>) -> Told {
         let client: Client<_, Full<Bytes>> = Client::builder(TokioExecutor::new()).build_http();
         let response: Response<_> = client.request(request).await.expect("an answer");
         let (parts, body) = response.into_parts();
@@ -140,17 +163,17 @@ impl Web {
         self.send(request.expect("a request")).await
     }
 
-    async fn still_serves(&self) {
+    pub async fn still_serves(&self) {
         let told = self.ask(UNARY, "application/json", r#"{"text": "you"}"#).await;
         assert_eq!(told.json(), json!({ "text": "hello you" }));
     }
 }
 
-const UNARY: &str = "/demo.v1.Echo/Unary";
+pub const UNARY: &str = "/demo.v1.Echo/Unary";
 const WORDS: &str = "/demo.v1.Echo/Words";
 
 /// A string, as the demo's messages are.
-fn said(text: &str) -> Vec<u8> {
+pub fn said(text: &str) -> Vec<u8> {
     text.to_owned().encode_to_vec()
 }
 
@@ -380,7 +403,7 @@ async fn pages_of_named_origins_may_call_and_read_everything() {
     assert_eq!(told.status, 204);
     assert_eq!(told.headers["access-control-allow-origin"], "https://app.example");
     assert_eq!(told.headers["access-control-allow-headers"], "x-text,content-type");
-    assert_eq!(told.headers["access-control-allow-methods"], "POST");
+    assert_eq!(told.headers["access-control-allow-methods"], "GET, POST");
 
     let asked = from("https://app.example", Method::POST).header("x-text", "a");
     let told = web.send(asked.body(Full::new("{}".into())).expect("a request")).await;

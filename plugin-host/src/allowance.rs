@@ -314,7 +314,7 @@ impl Allowance {
     pub(crate) fn stand(&self, standing: Standing) -> io::Result<bool> {
         let _one_at_a_time = self.inner.changing.lock();
         let resources = self.resources();
-        if self.planned(&resources, standing) == self.planned(&resources, self.standing()) {
+        if self.planned(&resources, standing) == self.inner.state.lock().plan {
             return Ok(false);
         }
         self.put_in_force(resources, standing).map(|()| true)

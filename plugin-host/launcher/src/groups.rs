@@ -12,8 +12,6 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use rustix::process::Pid;
-
 use crate::{
     jail::{Layer, Refusal, no_namespaces},
     sys::{self, Fork},
@@ -30,13 +28,11 @@ pub(crate) struct Groups {
     lists: Vec<(PathBuf, File)>,
     /// Of version 2.
     unified: Option<(PathBuf, OwnedFd)>,
-    /// The kernel would not let a process begin its life there.
-    by_hand: bool,
 }
 
 impl Groups {
     pub(crate) fn open(directories: &[PathBuf]) -> Result<Self, Refusal> {
-        let mut groups = Self { lists: Vec::new(), unified: None, by_hand: false };
+        let mut groups = Self { lists: Vec::new(), unified: None };
         for directory in directories {
             let list = directory.join("tasks");
             if list.exists() {
@@ -51,25 +47,21 @@ impl Groups {
     }
 
     /// Forks the first process into new namespaces, and into the group of version 2.
-    pub(crate) fn clone_into(&mut self, namespaces: libc::c_int) -> Result<Fork, Refusal> {
-        if let Some((_, group)) = &self.unified {
-            if let Ok(fork) = sys::clone_into(namespaces, true, Some(group)) {
-                return Ok(fork);
-            }
-            // Without clone3, as under some container engines, it takes longer. What else the
-            // kernel refused it refuses again, apart from the group.
-            self.by_hand = true;
+    pub(crate) fn clone_into(&self, namespaces: libc::c_int) -> Result<Fork, Refusal> {
+        let directly = |group| sys::clone_into(namespaces, true, group);
+        if let Some((_, group)) = &self.unified
+            && let Ok(fork) = directly(Some(group))
+        {
+            return Ok(fork);
         }
-        sys::clone_into(namespaces, true, None).map_err(|error| no_namespaces(&error))
-    }
-
-    /// Writes `first` into the group of version 2 where it did not begin there.
-    pub(crate) fn join_slowly(&self, first: Pid) -> Result<(), Refusal> {
-        let Some((directory, _)) = self.unified.as_ref().filter(|_| self.by_hand) else {
-            return Ok(());
-        };
-        let list = directory.join("cgroup.procs");
-        in_group(directory, fs::write(list, first.as_raw_nonzero().to_string()))
+        // Without clone3, as under some container engines, it takes longer. What else the kernel
+        // refused it refuses again, apart from the group.
+        let fork = directly(None).map_err(|error| no_namespaces(&error))?;
+        if let (Fork::Parent(first), Some((directory, _))) = (&fork, &self.unified) {
+            let list = directory.join("cgroup.procs");
+            in_group(directory, fs::write(list, first.as_raw_nonzero().to_string()))?;
+        }
+        Ok(fork)
     }
 
     /// Takes this process, which has one thread, into the groups of version 1.

@@ -125,7 +125,7 @@ fn outside(spec: JailSpec, control: &OwnedFd, descriptors: Vec<OwnedFd>) -> Resu
     let (go, gate) =
         rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC).layer("launcher", "pipe")?;
     let flags = if spec.namespaces { namespaces(&spec) } else { 0 };
-    let mut groups = Groups::open(&spec.cgroup)?;
+    let groups = Groups::open(&spec.cgroup)?;
     match groups.clone_into(flags)? {
         Fork::Child => {
             drop(gate);
@@ -133,7 +133,6 @@ fn outside(spec: JailSpec, control: &OwnedFd, descriptors: Vec<OwnedFd>) -> Resu
             sys::exit_now(jail.live())
         }
         Fork::Parent(first) => {
-            groups.join_slowly(first)?;
             if spec.namespaces {
                 write_id_maps(&spec, first)?;
             }

@@ -62,9 +62,7 @@ impl Origins {
         let known = origin.to_str().is_ok_and(|text| self.any || self.named.contains(text));
         if known && asked.next().is_none() { Ok(Some(origin.clone())) } else { Err(Stranger) }
     }
-}
 
-impl Origins {
     /// The same for what a browser sends without saying whose page asks: a GET, where the page is
     /// of the same origin as the server, or only shows what it gets.
     ///

@@ -13,7 +13,7 @@ use crate::{
     carry::{Carriage, Scope},
     gauge::InFlight,
     router::seen,
-    select::{Selection, Unfit, Want, select},
+    select::{Selection, Unfit, Want, glance, select},
     table::{Candidate, Entry, Row},
     trace::Event,
 };
@@ -108,6 +108,10 @@ impl Carriage {
     pub(crate) fn pick(&self, hedge: bool) -> Option<Provider> {
         let table = self.shared.table.load();
         let entry = table.entry(&self.service)?;
+        let now = self.shared.now();
+        if let Some((index, others)) = self.glance(entry, now) {
+            return Some(self.provider(entry, index, others, now));
+        }
         let selection = self.select(entry);
         let mut rows = selection.choices.iter().map(|choice| (&entry.rows[choice.index], choice));
         let untried = |row: &Row| !self.tried.contains(&Target::of(&row.candidate));
@@ -126,14 +130,35 @@ impl Carriage {
             why: choice.why.to_string(),
             hedge,
         });
-        Some(Provider {
-            target,
+        Some(self.provider(entry, choice.index, others, now))
+    }
+
+    /// A good choice by its place, and whether there are others, where that can be said without
+    /// weighing all, and nobody wants to know what was weighed.
+    fn glance(&self, entry: &Entry, now: u64) -> Option<(usize, bool)> {
+        if self.trace.is_some() || !self.tried.is_empty() {
+            return None;
+        }
+        let rows = &entry.rows;
+        let want = self.want(entry, now);
+        let (choice, other) =
+            glance(rows.len(), |index| rows[index].seen(now), &want, rand::random())?;
+        let target = |index: usize| Target::of(&rows[index].candidate);
+        let others = other.map(|other| target(other) != target(choice.index));
+        // Two plugins of one peer are one target; there may be others yet.
+        (others != Some(false)).then_some((choice.index, others.is_some()))
+    }
+
+    fn provider(&self, entry: &Entry, index: usize, others: bool, now: u64) -> Provider {
+        let Row { candidate, gauge, .. } = &entry.rows[index];
+        Provider {
+            target: Target::of(candidate),
             peer: candidate.peer,
             plugin: candidate.plugin.clone(),
-            in_flight: row.gauge.enter(&self.policy, self.shared.now()),
+            in_flight: gauge.enter(&self.policy, now),
             book: Arc::clone(&entry.book),
             others,
-        })
+        }
     }
 
     /// Whether somebody is left in this round.
@@ -147,15 +172,18 @@ impl Carriage {
 
     fn select(&self, entry: &Entry) -> Selection {
         let now = self.shared.now();
-        let want = Want {
+        select(&seen(&entry.rows, now), &self.want(entry, now), rand::random())
+    }
+
+    fn want(&self, entry: &Entry, now: u64) -> Want<'_> {
+        Want {
             locality: self.locality,
             requirement: &self.requirement,
             policy: &self.policy,
             key: self.key,
             turn: *self.turn.get_or_init(|| entry.book.begin()),
             now,
-        };
-        select(&seen(&entry.rows, now), &want, rand::random())
+        }
     }
 
     /// The failure of a call that every provider's breaker keeps out.

@@ -251,14 +251,7 @@ impl Shared {
 
 /// `rows` as a call sees them at `now`.
 pub(crate) fn seen(rows: &[Row], now: u64) -> Vec<Seen<'_>> {
-    rows.iter()
-        .map(|Row { candidate, gauge, traits }| Seen {
-            candidate,
-            traits: *traits,
-            in_flight: gauge.in_flight(),
-            view: gauge.view(now),
-        })
-        .collect()
+    rows.iter().map(|row| row.seen(now)).collect()
 }
 
 /// What would be chosen for a call to one service.

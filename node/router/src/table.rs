@@ -15,7 +15,7 @@ use protocol::{
     service::ServiceName,
 };
 
-use crate::{book::Book, gauge::Gauge, policy::Policies, select::Traits};
+use crate::{book::Book, gauge::Gauge, policy::Policies, select::{Seen, Traits}};
 
 /// One provider of one service: a running plugin, here or on another peer.
 #[derive(Debug, Clone, PartialEq)]
@@ -138,6 +138,18 @@ impl Table {
                     None => Traits::of(&row.candidate, entry.book.policy()),
                 };
             }
+        }
+    }
+}
+
+impl Row {
+    /// As a call sees it at `now`.
+    pub(crate) fn seen(&self, now: u64) -> Seen<'_> {
+        Seen {
+            candidate: &self.candidate,
+            traits: self.traits,
+            in_flight: self.gauge.in_flight(),
+            view: self.gauge.view(now),
         }
     }
 }

@@ -74,8 +74,6 @@ pub(crate) type Layers = Vec<String>;
 /// The whole life of what the host started: a zygote, or the launcher of one jail; the first order
 /// tells.
 pub(crate) fn begin() -> ExitCode {
-    // The host does without, for itself; plugins have what the machine has.
-    let _ = rustix::thread::disable_transparent_huge_pages(false);
     // Nothing of the host's but the three standard descriptors may come along.
     let closed = sys::close_from(3, true);
     let Ok(control) = sys::adopt(0) else { return not_by_hand() };

@@ -54,6 +54,9 @@ impl Program<'_> {
         sys::reset_signals();
         rustix::process::setsid().layer("session", "setsid")?;
         layers.push("own-session".into());
+        // The host and its launchers, which are small, do without; plugins have what the machine
+        // has.
+        let _ = rustix::thread::disable_transparent_huge_pages(false);
         let mut env = self.spec.env.clone();
         self.grant_descriptors(&mut env)?;
         layers.push("closed-descriptors".into());

@@ -276,6 +276,10 @@ impl Inner {
         plan::check(&self.config, program, &granted).map_err(LoadError::Invalid)?;
         let count = resolved.instances();
         self.check_count(program, count)?;
+        if program.manifest.dependencies.is_empty() {
+            // Nothing that could be missing, or lead back to it.
+            return Ok(());
+        }
         let nodes_of = |entry: &Entry| {
             let program = entry.program.clone().filter(|_| entry.is_alive())?;
             (program.manifest.name.as_str() != resolved.name()).then_some(program)

@@ -59,6 +59,7 @@ mod listen;
 mod logs;
 mod mesh;
 mod plugin;
+mod reflection;
 mod serve;
 
 pub use channel::{LinkChannel, ReplyBody};

@@ -2,24 +2,32 @@
 
 use std::{env, io, io::IsTerminal};
 
-use tracing_subscriber::{EnvFilter, fmt};
+use tracing_subscriber::{
+    filter::{LevelFilter, Targets},
+    fmt,
+    prelude::*,
+};
 
 /// Sets up logging, unless the author has done so. `BH_LOG`, else `RUST_LOG`, which a manifest may
 /// set, chooses the level: `error`, `warn`, `info` (the default), `debug`, `trace`, or by module as
 /// `counter=debug,h2=warn`.
 pub(crate) fn init() {
     let wanted = env::var("BH_LOG").or_else(|_| env::var("RUST_LOG")).unwrap_or_default();
-    let (filter, refused) = match wanted.parse::<EnvFilter>() {
+    let usual = Targets::new().with_default(LevelFilter::INFO);
+    // Levels by module and nothing cleverer: what also knows spans and patterns has regular
+    // expressions to build, at the start of every plugin.
+    let (filter, refused) = match wanted.parse::<Targets>() {
         Ok(filter) if !wanted.is_empty() => (filter, None),
-        Ok(_) => (EnvFilter::new("info"), None),
-        Err(error) => (EnvFilter::new("info"), Some(error)),
+        Ok(_) => (usual, None),
+        Err(error) => (usual, Some(error)),
     };
-    let logs = fmt().with_env_filter(filter).with_writer(io::stderr);
+    let (logs, lines) = (tracing_subscriber::registry().with(filter), fmt::layer());
+    let lines = lines.with_writer(io::stderr);
     // An author's own subscriber is as good: an error here only says that there is one.
     let _ = if io::stderr().is_terminal() {
-        logs.try_init()
+        logs.with(lines).try_init()
     } else {
-        logs.json().flatten_event(true).with_current_span(false).try_init()
+        logs.with(lines.json().flatten_event(true).with_current_span(false)).try_init()
     };
     if let Some(error) = refused {
         tracing::warn!(%error, "BH_LOG or RUST_LOG is no level; use error, warn, info or debug");

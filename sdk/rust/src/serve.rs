@@ -7,8 +7,6 @@
 use std::time::Duration;
 use std::{collections::HashSet, future::Future, io, net::SocketAddr, pin::pin, process::ExitCode};
 
-use prost::Message;
-use prost_types::FileDescriptorSet;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::{sync::oneshot, task::JoinHandle, time::timeout};
 use tonic::service::Routes;
@@ -19,7 +17,7 @@ use tonic_health::server::{HealthReporter, HealthService};
 
 use crate::dialects::{self, Announced};
 use crate::listen::{self, Listener};
-use crate::{ListenError, Plugin, lifecycle, logs, plugin::Preparation};
+use crate::{ListenError, Plugin, lifecycle, logs, plugin::Preparation, reflection};
 
 /// Calls open at once on one connection; more wait at the sender. A node carries all its calls
 /// on one connection, so this bounds what a plugin has in flight, streams included.
@@ -27,9 +25,6 @@ const CALLS_PER_CONNECTION_MAX: u32 = 4096;
 
 /// How long work on blocking threads may go on after everything else has ended.
 const BLOCKING_GRACE: Duration = Duration::from_secs(1);
-
-/// Name of the reflection service that nearly all clients ask for.
-const REFLECTION: &str = "grpc.reflection.v1.ServerReflection";
 
 /// Serves until told to end; see [`Plugin::run`].
 pub(crate) fn run(plugin: Plugin) -> ExitCode {
@@ -141,9 +136,6 @@ pub enum PluginError {
     /// What was given as descriptors is something else.
     #[error("a descriptor set cannot be read: {0}")]
     Descriptors(#[source] prost::DecodeError),
-    /// Reflection refused the descriptors.
-    #[error("the descriptor sets do not fit together: {0}")]
-    Reflection(#[source] tonic_reflection::server::Error),
     /// There is nothing to listen on.
     #[error(transparent)]
     Listen(#[from] ListenError),
@@ -173,7 +165,7 @@ async fn serve(
     check(&plugin)?;
     let preparation = plugin.preparation.take();
     let health = Health::new(&plugin.services, preparation.is_none()).await;
-    let routes = assemble(&plugin)?.add_service(Announced(health.service()));
+    let routes = assemble(&plugin).add_service(Announced(health.service()));
     let (draining, drained) = oneshot::channel::<()>();
     let mut server = pin!(transport(routes, listener, async { drop(drained.await) }));
     tokio::select! {
@@ -227,7 +219,7 @@ pub(crate) async fn routes(mut plugin: Plugin) -> Result<Routes, PluginError> {
         work.await.map_err(PluginError::NotPrepared)?;
     }
     let health = Health::new(&plugin.services, true).await;
-    Ok(assemble(&plugin)?.add_service(health.service()))
+    Ok(assemble(&plugin).add_service(health.service()))
 }
 
 /// Refuses a plugin that could not be called.
@@ -237,15 +229,7 @@ fn check(plugin: &Plugin) -> Result<(), PluginError> {
     }
     let mut described = HashSet::new();
     for encoded in &plugin.descriptors {
-        let set =
-            FileDescriptorSet::decode(encoded.as_slice()).map_err(PluginError::Descriptors)?;
-        for file in &set.file {
-            let names = file.service.iter().map(|service| match file.package() {
-                "" => service.name().to_owned(),
-                package => format!("{package}.{}", service.name()),
-            });
-            described.extend(names);
-        }
+        described.extend(reflection::services(encoded).map_err(PluginError::Descriptors)?);
     }
     match plugin.services.iter().find(|&&service| !described.contains(service)) {
         Some(service) => Err(PluginError::Undescribed { service }),
@@ -253,25 +237,10 @@ fn check(plugin: &Plugin) -> Result<(), PluginError> {
     }
 }
 
-/// The author's services, with reflection in both versions, and `Lifecycle`. Reflection
-/// names the author's services only: `Lifecycle` is between a plugin and its node.
-fn assemble(plugin: &Plugin) -> Result<Routes, PluginError> {
-    let reflection = || {
-        let mut builder = tonic_reflection::server::Builder::configure()
-            .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
-            .with_service_name("grpc.health.v1.Health")
-            .with_service_name(REFLECTION);
-        for encoded in &plugin.descriptors {
-            builder = builder.register_encoded_file_descriptor_set(encoded);
-        }
-        plugin.services.iter().fold(builder, |builder, name| builder.with_service_name(*name))
-    };
-    Ok(plugin
-        .routes
-        .clone()
-        .add_service(reflection().build_v1().map_err(PluginError::Reflection)?)
-        .add_service(reflection().build_v1alpha().map_err(PluginError::Reflection)?)
-        .add_service(lifecycle::service(plugin)))
+/// The author's services, with reflection and `Lifecycle`, which is between a plugin and its node
+/// and which reflection does not name.
+fn assemble(plugin: &Plugin) -> Routes {
+    reflection::add(plugin.routes.clone(), plugin).add_service(lifecycle::service(plugin))
 }
 
 async fn transport(

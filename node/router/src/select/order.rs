@@ -45,11 +45,35 @@ pub(super) fn arrange(
             }
         }
         (Method::Weighted, _) => weighted(seen, rank, chance, place),
-        (Method::LowestLatency, _) => two_choices(seen, rank, chance, sooner, Why::Sooner, place),
-        (Method::LeastLoaded | Method::Hash, _) => {
-            two_choices(seen, rank, chance, lighter, Why::Lighter, place);
+        (Method::LowestLatency | Method::LeastLoaded | Method::Hash, _) => {
+            two_choices(seen, rank, chance, want.policy.method, place);
         }
     }
+}
+
+/// Whether the method goes by the better of two drawn at random.
+pub(super) fn is_by_two(want: &Want<'_>) -> bool {
+    match want.policy.method {
+        Method::LowestLatency | Method::LeastLoaded => true,
+        Method::Hash => want.key.is_none(),
+        Method::RoundRobin | Method::Weighted => false,
+    }
+}
+
+/// Two different numbers below `count`, which is at least 2.
+pub(super) fn two(count: usize, chance: &mut Chance) -> (usize, usize) {
+    let first = chance.below(count as u64) as usize;
+    // One of the others, so that the two are never the same.
+    (first, (first + 1 + chance.below(count as u64 - 1) as usize) % count)
+}
+
+/// Whether the second of two is the better one, and why whichever is taken.
+pub(super) fn better(a: &Seen<'_>, b: &Seen<'_>, method: Method) -> (bool, Why) {
+    let (order, why) = match method {
+        Method::LowestLatency => (sooner(a, b), Why::Sooner),
+        _ => (lighter(a, b), Why::Lighter),
+    };
+    (order == Ordering::Greater, if order == Ordering::Equal { Why::Drawn } else { why })
 }
 
 /// Again and again the better of two drawn at random, so that providers share the work evenly,
@@ -60,20 +84,18 @@ fn two_choices(
     seen: &[Seen<'_>],
     rank: &mut [(Rank, usize)],
     chance: &mut Chance,
-    compare: fn(&Seen<'_>, &Seen<'_>) -> Ordering,
-    why: Why,
+    method: Method,
     mut place: impl FnMut(usize, Why),
 ) {
     for next in 0..rank.len() {
         let left = rank.len() - next;
         let mut reason = Why::Remaining;
         if left > 1 {
-            let first = next + chance.below(left as u64) as usize;
-            // One of the others, so that the two are never the same.
-            let second = next + (first - next + 1 + chance.below(left as u64 - 1) as usize) % left;
-            let order = compare(&seen[rank[first].1], &seen[rank[second].1]);
-            rank.swap(next, if order == Ordering::Greater { second } else { first });
-            reason = if order == Ordering::Equal { Why::Drawn } else { why };
+            let (first, second) = two(left, chance);
+            let (first, second) = (next + first, next + second);
+            let (is_second, why) = better(&seen[rank[first].1], &seen[rank[second].1], method);
+            rank.swap(next, if is_second { second } else { first });
+            reason = why;
         }
         place(rank[next].1, reason);
     }

@@ -361,6 +361,53 @@ fn open_circuits_are_refused_and_a_trial_is_a_full_candidate() {
 
 proptest! {
     #[test]
+    fn a_glance_chooses_what_could_come_first_after_all_were_weighed(
+        candidates in vec(any_candidate(), 0..12),
+        locality in any_locality(),
+        requirement in any_requirement(),
+        ejected in vec(any::<bool>(), 12),
+        chance: u64,
+    ) {
+        let mut seen: Vec<_> = candidates
+            .iter()
+            .map(|(candidate, in_flight, doubted)| seen_of(candidate, *in_flight, *doubted))
+            .collect();
+        for (one, ejected) in seen.iter_mut().zip(ejected) {
+            one.view.ejected_until = u64::from(ejected);
+        }
+        let policy = Policy::default();
+        let want = want(locality, &requirement, &policy);
+        let Some((choice, other)) = glance(seen.len(), |index| seen[index], &want, chance) else {
+            return Ok(());
+        };
+        let weighed = select(&seen, &want, chance);
+        let rank_of = |index: usize| rank(&seen[index], false, &want);
+        prop_assert_eq!(rank_of(choice.index), rank_of(weighed.choices[0].index));
+        for index in std::iter::once(choice.index).chain(other) {
+            prop_assert!(weighed.choices.iter().any(|one| one.index == index));
+        }
+        prop_assert_ne!(Some(choice.index), other);
+    }
+
+    #[test]
+    fn among_equals_a_glance_draws_as_weighing_does(
+        in_flight in vec(0..4_u32, 1..12),
+        chance: u64,
+    ) {
+        let candidates = healthy(in_flight.len() as u8);
+        let mut seen = idle(&candidates);
+        for (one, in_flight) in seen.iter_mut().zip(in_flight) {
+            one.in_flight = in_flight;
+        }
+        let (requirement, policy) = (anything(), Policy::default());
+        let want = want(Locality::Any, &requirement, &policy);
+        let glanced = glance(seen.len(), |index| seen[index], &want, chance);
+        prop_assert_eq!(glanced.map(|it| it.0), Some(select(&seen, &want, chance).choices[0]));
+    }
+}
+
+proptest! {
+    #[test]
     fn ejection_spares_more_than_half_and_never_empties_the_set(
         ejected in vec(any::<bool>(), 1..12),
         share_percent in 1..100_u32,

@@ -6,7 +6,7 @@ use blackhole_plugins::demo::probe_server::Probe;
 use blackhole_plugins::demo::{
     AddRequest, CountThroughMeshReply, CountThroughMeshRequest, FailReply, FailRequest,
     InspectReply, InspectRequest, LingerReply, LingerRequest, Metadatum, OutcomeReply,
-    OutcomeRequest, counter_client::CounterClient,
+    OutcomeRequest, counter_client::CounterClient, probe_client::ProbeClient,
 };
 use sdk::{Answer, Stream};
 use tokio_stream::StreamExt;
@@ -116,7 +116,11 @@ impl Probe for Prober {
     type DripStream = Stream<LingerReply>;
 
     async fn inspect(&self, request: Request<InspectRequest>) -> Answer<InspectReply> {
-        Ok(Response::new(inspect(request.metadata())))
+        if !request.get_ref().through_mesh {
+            return Ok(Response::new(inspect(request.metadata())));
+        }
+        // What travels does so by itself.
+        ProbeClient::new(mesh()?).inspect(InspectRequest { through_mesh: false }).await
     }
 
     async fn fail(&self, request: Request<FailRequest>) -> Answer<FailReply> {
@@ -152,9 +156,13 @@ impl Probe for Prober {
         request: Request<CountThroughMeshRequest>,
     ) -> Answer<CountThroughMeshReply> {
         let CountThroughMeshRequest { name, amount } = request.into_inner();
-        let mesh = sdk::mesh().map_err(|error| Status::failed_precondition(error.to_string()))?;
-        let counted = CounterClient::new(mesh).add(AddRequest { name, amount }).await?.into_inner();
+        let mut counter = CounterClient::new(mesh()?);
+        let counted = counter.add(AddRequest { name, amount }).await?.into_inner();
         let reply = CountThroughMeshReply { value: counted.value, instance: counted.instance };
         Ok(Response::new(reply))
     }
+}
+
+fn mesh() -> Result<sdk::Mesh, Status> {
+    sdk::mesh().map_err(|error| Status::failed_precondition(error.to_string()))
 }

@@ -70,7 +70,7 @@ async fn a_conversation_goes_back_and_forth_message_by_message() {
 async fn metadata_arrives_as_sent_binary_and_repeated_included() {
     let cluster = pair_with("echo", ECHO).await.must();
     for node in &callers(&cluster) {
-        let mut request = timed(InspectRequest {});
+        let mut request = timed(InspectRequest::default());
         let binary = [0_u8, 255, 1, 254];
         let metadata = request.metadata_mut();
         metadata.insert("x-tenant", "blue".parse().expect("ascii"));
@@ -235,6 +235,36 @@ async fn a_plugin_calls_another_through_its_own_mesh_socket() {
         crate::support::probe(a).count_through_mesh(timed(request)).await.must().into_inner();
     assert_eq!(counted.value, 5);
     assert_eq!(counted.instance, b.plugin("counter").await.must().instance);
+}
+
+#[tokio::test]
+async fn trace_tenant_baggage_and_deadline_travel_through_a_plugin_by_themselves() {
+    let cluster = Cluster::start(&["a", "b"]).await.must();
+    let [a, b] = ["a", "b"].map(|name| cluster.peer(name).must());
+    let aside = tempfile::tempdir().must();
+    let asks = "permissions: [\"call:demo.v1.Probe\"]";
+    for (node, name) in [(a, "near"), (b, "far")] {
+        node.load(&packages::variant(aside.path(), name, "echo", asks).must()).await.must();
+    }
+    cluster.all_see("demo.v1.Probe", &["a", "b"], KNOWN_WITHIN).await.must();
+    let travels = [
+        ("traceparent", "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"),
+        ("baggage", "user=alice"),
+        ("bh-tenant", "blue"),
+    ];
+    for place in ["local", "any"] {
+        let mut request = timed(InspectRequest { through_mesh: true });
+        for (name, value) in travels.into_iter().chain([("bh-locality", place), ("x-own", "1")]) {
+            request.metadata_mut().insert(name, value.parse().expect("ascii"));
+        }
+        let seen = probe(a).inspect(request).await.must().into_inner();
+        let value = |name: &str| seen.metadata.iter().find(|entry| entry.name == name);
+        for (name, sent) in travels {
+            assert_eq!(value(name).map(|it| &*it.value), Some(sent.as_bytes()), "{name}: {seen:?}");
+        }
+        assert!(value("x-own").is_none(), "what is not of the context stays: {seen:?}");
+        assert!((1..10_000).contains(&seen.time_left_ms), "{}", seen.time_left_ms);
+    }
 }
 
 #[tokio::test]

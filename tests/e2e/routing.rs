@@ -13,7 +13,7 @@ use std::{
 use plugins::demo::{AddRequest, GetRequest};
 use testnet::{Cluster, Must, packages, until};
 
-use crate::support::{COUNTER, KNOWN_WITHIN, add, counter, timed};
+use crate::support::{COUNTER, KNOWN_WITHIN, add, counter, spread, timed};
 
 /// Callers at once, each with one call in flight at most.
 const CALLERS: usize = 16;
@@ -131,6 +131,30 @@ async fn of_calls_that_may_run_once_only_those_in_flight_fail_and_say_so() {
     let left = add(cluster.peer("c").must(), "x").await.must();
     let answered = answers.get(&left.instance).copied().unwrap_or_default();
     assert_eq!(left.value, answered + 1, "by its own count, each call ran once: {answers:?}");
+}
+
+#[tokio::test]
+async fn a_backup_answers_when_all_others_are_gone_and_not_before() {
+    let mut cluster = Cluster::start(&["b", "c"]).await.must();
+    let regular = packages::plugin("counter").must();
+    let spare = packages::variant(cluster.dir(), "spare", "counter", "").must();
+    cluster.peer("b").must().load(&regular).await.must();
+    cluster.peer("c").must().load(&spare).await.must();
+    let setup = cluster.setup("a");
+    let configuration = "routing: { services: { demo.v1.Counter: { backups: [spare] } } }";
+    std::fs::create_dir_all(setup.data_dir()).must();
+    std::fs::write(setup.data_dir().join("blackhole.yaml"), configuration).must();
+    cluster.add(setup).await.must();
+    cluster.all_see(COUNTER, &["b", "c"], KNOWN_WITHIN).await.must();
+
+    let a = cluster.peer("a").must();
+    let before = spread(a, 50).await.must();
+    assert_eq!(before.len(), 1, "the backup is spared: {before:?}");
+    cluster.peer("b").must().kill().await.must();
+    // What was in flight to a peer that was killed may have run, and is not said again.
+    let takes_over = || async { spread(a, 1).await.map_err(|error| error.to_string()) };
+    let after = until("the backup answers", KNOWN_WITHIN, takes_over).await.must();
+    assert_ne!(before.keys().next(), after.keys().next());
 }
 
 #[tokio::test]

@@ -15,7 +15,12 @@ use protocol::{
     service::ServiceName,
 };
 
-use crate::{book::Book, gauge::Gauge, policy::Policies, select::{Seen, Traits}};
+use crate::{
+    book::Book,
+    gauge::Gauge,
+    policy::Policies,
+    select::{Seen, Traits},
+};
 
 /// One provider of one service: a running plugin, here or on another peer.
 #[derive(Debug, Clone, PartialEq)]

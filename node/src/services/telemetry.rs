@@ -23,13 +23,13 @@ use protocol::{
         },
     },
 };
-use sdk::{Answer, MeshError, Plugin, Stream};
+use sdk::{Answer, Mesh, MeshError, Plugin, Stream};
 use tokio::{
     sync::{OwnedSemaphorePermit, Semaphore},
     time::Instant,
 };
 use tokio_util::sync::CancellationToken;
-use tonic::{Request, Response, Status, transport::Channel};
+use tonic::{Request, Response, Status};
 
 /// Between two samples where neither the watcher nor the configuration says; as the host samples
 /// its plugins.
@@ -114,7 +114,7 @@ fn interval_of(part: &[u8]) -> Result<Option<Duration>, String> {
 struct Telling {
     way: Way,
     /// Made at the first call, which is within a runtime.
-    node: Arc<OnceLock<Channel>>,
+    node: Arc<OnceLock<Mesh>>,
     /// Milliseconds between two samples of a watch that does not say.
     interval: Arc<AtomicU64>,
     watches: Arc<Semaphore>,
@@ -123,7 +123,7 @@ struct Telling {
 }
 
 impl Telling {
-    fn node(&self) -> Result<FiguresClient<Channel>, Status> {
+    fn node(&self) -> Result<FiguresClient<Mesh>, Status> {
         if let Some(known) = self.node.get() {
             return Ok(FiguresClient::new(known.clone()));
         }

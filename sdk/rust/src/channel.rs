@@ -19,6 +19,8 @@ use protocol::{
 use tokio::net::{TcpStream, UnixStream};
 use tonic::{Code, Status};
 
+use crate::context;
+
 /// How long connecting may take where the call has no earlier deadline.
 const CONNECT_PATIENCE: Duration = Duration::from_secs(5);
 
@@ -115,7 +117,8 @@ impl tower::Service<http::Request<tonic::body::Body>> for LinkChannel {
         Poll::Ready(Ok(()))
     }
 
-    fn call(&mut self, request: http::Request<tonic::body::Body>) -> Self::Future {
+    fn call(&mut self, mut request: http::Request<tonic::body::Body>) -> Self::Future {
+        context::take_along(request.headers_mut());
         let shared = Arc::clone(&self.0);
         let call = match call_of(request) {
             Ok(call) => call,

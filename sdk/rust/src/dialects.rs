@@ -34,9 +34,9 @@ use tonic::{
     service::Routes,
     transport::server::{Connected, Server},
 };
-use tower::Service;
+use tower::{Service, layer::layer_fn};
 
-use crate::channel::status_of;
+use crate::{channel::status_of, context::InContext};
 
 /// How long a connection may say nothing before its dialect is known.
 const GREETING: Duration = Duration::from_secs(10);
@@ -46,7 +46,7 @@ const HANDED_OVER_MAX: usize = 16;
 
 /// Serves `routes` in both dialects on `connections`, until `drain` and the last call.
 pub(crate) async fn serve<I>(
-    mut server: Server,
+    server: Server,
     routes: Routes,
     connections: impl Stream<Item = io::Result<I>>,
     drain: impl Future<Output = ()>,
@@ -56,7 +56,8 @@ where
 {
     let stop = CancellationToken::new();
     let (hand_over, http) = mpsc::channel(HANDED_OVER_MAX);
-    let framed = Framed(routes.clone());
+    let framed = Framed(InContext(routes.clone()));
+    let mut server = server.layer(layer_fn(InContext));
     let serving = server.add_routes(routes);
     let serving = serving
         .serve_with_incoming_shutdown(ReceiverStream::new(http), stop.clone().cancelled_owned());
@@ -136,7 +137,7 @@ async fn take<I>(
 }
 
 /// What gRPC's generated code serves, for calls that come in frames.
-struct Framed(Routes);
+struct Framed(InContext<Routes>);
 
 impl Invoke for Framed {
     fn invoke(&self, call: Call) -> BoxFuture<'static, Result<Reply, Failure>> {

@@ -51,6 +51,7 @@
 #![forbid(unsafe_code)]
 
 mod channel;
+mod context;
 mod dialects;
 mod figures;
 mod lifecycle;
@@ -63,9 +64,10 @@ mod reflection;
 mod serve;
 
 pub use channel::{LinkChannel, ReplyBody};
+pub use context::{CallContext, TENANT};
 pub use figures::{Counter, Figures, Gauge};
 pub use limits::{Limits, limits};
 pub use listen::ListenError;
-pub use mesh::{MeshError, mesh, mesh_link, mesh_through};
+pub use mesh::{Mesh, MeshError, mesh, mesh_link, mesh_through};
 pub use plugin::{Answer, Plugin, Stream, instance};
 pub use serve::{PluginError, Running};

@@ -95,9 +95,8 @@ struct Late<S>(Arc<LazyLock<Result<S, Status>, Make<S>>>);
 
 impl<S> Late<S> {
     fn new(make: impl FnOnce() -> Result<S, Error> + Send + 'static) -> Self {
-        let unfit = |error| {
-            Status::internal(format!("the descriptor sets do not fit together: {error}"))
-        };
+        let unfit =
+            |error| Status::internal(format!("the descriptor sets do not fit together: {error}"));
         Self(Arc::new(LazyLock::new(Box::new(move || make().map_err(unfit)))))
     }
 }

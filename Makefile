@@ -39,7 +39,7 @@ check: setup
 	else echo "cargo-deny is not installed: licences and bans were not checked (cargo install cargo-deny)"; fi
 
 build: setup
-	cargo build $(CARGO_FLAGS) -p blackhole-node -p blackhole-plugins -p blackhole-testnet -p blackhole-bench
+	cargo build $(CARGO_FLAGS) --workspace --bins
 	@$(MAKE) --no-print-directory names
 
 # One executable, four names; and each example plugin in a directory that can be loaded.

@@ -139,3 +139,13 @@ fn every_version_is_written_once_in_the_workspace() {
         "versions outside [workspace.dependencies]: {own_versions:#?}"
     );
 }
+
+#[test]
+fn tests_bring_no_features_into_what_is_built_for_use() {
+    let (used, tested) = (tree::built("no-dev"), tree::built("normal,build,dev"));
+    assert!(used.len() > 100, "cargo tells of {}", used.len());
+    // Whatever is built twice makes `make run` after `make test` take minutes, and is not what the
+    // tests have seen.
+    let other: Vec<_> = used.difference(&tested).collect();
+    assert!(other.is_empty(), "with other features while there are tests: {other:#?}");
+}

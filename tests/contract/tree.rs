@@ -1,6 +1,7 @@
 //! The files of the repository, as the tests of this folder read them.
 
 use std::{
+    collections::BTreeSet,
     fs,
     path::{Path, PathBuf},
     process::Command,
@@ -50,15 +51,31 @@ pub fn files(ending: &str) -> Vec<PathBuf> {
 
 /// The workspace's own packages, as `cargo metadata` tells them.
 pub fn packages() -> Vec<Value> {
-    let cargo = option_env!("CARGO").unwrap_or("cargo");
-    let output = Command::new(cargo)
-        .args(["metadata", "--format-version", "1", "--no-deps", "--offline"])
+    let output = cargo(&["metadata", "--format-version", "1", "--no-deps"]);
+    let metadata: Value = serde_json::from_slice(&output).expect("cargo writes JSON");
+    metadata["packages"].as_array().expect("a list of packages").clone()
+}
+
+/// Every package that is built where edges of these kinds (`cargo tree --edges`) are followed, with
+/// the features that it then has.
+pub fn built(edges: &str) -> BTreeSet<String> {
+    let format = ["--prefix", "none", "--format", "{p} {f}"];
+    let output = cargo(&[&["tree", "--workspace", "--edges", edges], &format[..]].concat());
+    let lines = String::from_utf8_lossy(&output);
+    // Where a package comes again its line has this mark.
+    lines.lines().map(|line| line.trim_end_matches(" (*)").trim_end().to_owned()).collect()
+}
+
+/// What cargo writes when it is asked this of the workspace.
+fn cargo(arguments: &[&str]) -> Vec<u8> {
+    let output = Command::new(option_env!("CARGO").unwrap_or("cargo"))
+        .args(arguments)
+        .arg("--offline")
         .current_dir(root())
         .output()
         .expect("cargo runs");
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
-    let metadata: Value = serde_json::from_slice(&output.stdout).expect("cargo writes JSON");
-    metadata["packages"].as_array().expect("a list of packages").clone()
+    output.stdout
 }
 
 /// The directory of a package below the root, with `/` between its parts.

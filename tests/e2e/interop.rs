@@ -3,7 +3,7 @@
 //!
 //! Source: grpc/doc/interop-test-descriptions.md.
 
-use testnet::{Cluster, Must, client::Outcome, foreign::Interop};
+use testnet::{Cluster, Must, client::Outcome, foreign::Interop, node::Ready};
 
 use crate::support::KNOWN_WITHIN;
 
@@ -45,20 +45,31 @@ fn passed(case: &str, ended: &Outcome) {
     assert_eq!(ended.code, Some(0), "{case}: {}", ended.report());
 }
 
-#[tokio::test]
-async fn every_official_case_passes_beside_the_plugin_and_through_another_peer() {
+/// Every case at `b` and at `a`, on the port that `port` picks.
+async fn every_case_passes_at(port: fn(&Ready) -> &str) {
     let interop = Interop::ready().must();
     let cluster = pair_with(interop.server().must()).await;
     let mut failed = Vec::new();
-    for address in addresses(&cluster) {
+    for name in ["b", "a"] {
+        let address = port(cluster.peer(name).must().ready());
         for case in CASES {
             let ended = interop.case(address, case).await.must();
             if ended.code != Some(0) {
-                failed.push(format!("{case}: {}", ended.report()));
+                failed.push(format!("{case} at {name}: {}", ended.report()));
             }
         }
     }
     assert!(failed.is_empty(), "{} failed:\n{}", failed.len(), failed.join("\n"));
+}
+
+#[tokio::test]
+async fn every_official_case_passes_beside_the_plugin_and_through_another_peer() {
+    every_case_passes_at(|ready| &ready.grpc).await;
+}
+
+#[tokio::test]
+async fn every_official_case_passes_on_the_port_for_http_too() {
+    every_case_passes_at(|ready| &ready.http).await;
 }
 
 #[tokio::test]

@@ -21,6 +21,7 @@ mod loading;
 mod mesh;
 mod observe;
 mod pressure;
+mod relay;
 mod routing;
 mod start;
 mod supervision;

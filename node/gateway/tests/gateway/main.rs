@@ -8,5 +8,6 @@ mod http;
 mod mesh;
 mod one_port;
 mod socket;
+mod socket_time;
 mod support;
 mod web;

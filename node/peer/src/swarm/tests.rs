@@ -6,22 +6,25 @@ use std::{
     time::{Duration, Instant},
 };
 
+use futures::future::BoxFuture;
+use http::HeaderMap;
+use http_body_util::{BodyExt as _, Empty, Full};
 use multiaddr::{Multiaddr, Protocol};
 use parking_lot::Mutex;
 use protocol::{
-    failure::{Ran, Reason},
+    failure::{Failure, Ran, Reason},
     id::{NodeKey, PeerId},
-    ports::{Store, StoreError},
+    ports::{Body, Call, CallHead, Caller, Invoke, Locality, Reach as _, Reply, Store, StoreError},
 };
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
-    sync::{broadcast, mpsc, watch},
+    sync::{Notify, broadcast, mpsc, watch},
     time::timeout,
 };
 use tracing_subscriber::EnvFilter;
 
 use super::*;
-use crate::config::PeerConfig;
+use crate::{config::PeerConfig, links::LinkPool};
 
 const TCP: &str = "/ip4/127.0.0.1/tcp/0";
 const QUIC: &str = "/ip4/127.0.0.1/udp/0/quic-v1";
@@ -603,39 +606,126 @@ async fn a_lost_peer_is_found_again_when_it_comes_back() {
     b.handle.open_stream(id, soon()).await.expect("opened");
 }
 
-#[tokio::test]
-async fn a_peer_reached_through_a_relay_is_called_directly_as_soon_as_that_works() {
+/// A relay, a peer that listens there only, so far as the others know, and one that is connected to
+/// it through the relay.
+async fn behind_a_relay() -> [TestPeer; 3] {
     let relay = TestPeer::start(config(1, &[TCP])).await;
     let circuit = relay.address(Transport::Tcp).with(Protocol::P2pCircuit);
-    // It listens on the relay only, so far as the others know.
     let mut hidden = config(2, &[]);
     hidden.listen = vec![circuit.clone()];
-    let mut hidden = TestPeer::start(hidden).await;
+    let hidden = TestPeer::start(hidden).await;
     hidden.view(|view| !view.listen.is_empty()).await;
     let caller = TestPeer::start(config(3, &[TCP])).await;
     let address = circuit.with(Protocol::P2p(hidden.id().inner()));
     caller.handle.dial(address).await.expect("dialled through the relay");
+    caller.view(|view| is_over(view, hidden.id(), Transport::Relay)).await;
+    [relay, hidden, caller]
+}
+
+/// Whether a connection to `peer` is over `transport`.
+fn is_over(view: &PeerView, peer: PeerId, transport: Transport) -> bool {
+    let connections = view.neighbour(peer).map(|neighbour| &neighbour.connections);
+    connections.is_some_and(|all| all.iter().any(|c| c.transport == transport))
+}
+
+#[tokio::test]
+async fn a_peer_reached_through_a_relay_is_called_directly_as_soon_as_that_works() {
+    let [relay, mut hidden, caller] = behind_a_relay().await;
     let id = hidden.id();
-    let over = move |view: &PeerView, wanted: Transport| {
-        let connections = view.neighbour(id).map(|neighbour| &neighbour.connections);
-        connections.is_some_and(|all| all.iter().any(|c| c.transport == wanted))
-    };
-    caller.view(|view| over(view, Transport::Relay)).await;
     drop(caller.handle.open_stream(id, soon()).await.expect("opened through the relay"));
     drop(hidden.inbound.recv().await.expect("arrives"));
 
     hidden.handle.dial(caller.address(Transport::Tcp)).await.expect("dialled");
-    caller.view(|view| over(view, Transport::Tcp)).await;
+    caller.view(|view| is_over(view, id, Transport::Tcp)).await;
     let mut there = caller.handle.open_stream(id, soon()).await.expect("opened directly");
     let mut here = hidden.inbound.recv().await.expect("arrives").stream;
     // Only a stream on the direct connection outlives the relay.
     drop(relay.kill().await);
-    caller.view(|view| !over(view, Transport::Relay)).await;
+    caller.view(|view| !is_over(view, id, Transport::Relay)).await;
     there.write_all(b"still here").await.expect("written");
     there.flush().await.expect("flushed");
     let mut word = [0; 10];
     here.read_exact(&mut word).await.expect("read");
     assert_eq!(&word, b"still here");
+}
+
+/// Large enough for a lane.
+const ANSWER_BYTES: usize = 1024 * 1024;
+
+/// Tells of a call, and answers when the gate is open, with much.
+#[derive(Clone)]
+struct Gated {
+    arrived: Arc<Notify>,
+    gate: watch::Receiver<bool>,
+}
+
+impl Invoke for Gated {
+    fn invoke(&self, _: Call) -> BoxFuture<'static, Result<Reply, Failure>> {
+        self.arrived.notify_one();
+        let mut gate = self.gate.clone();
+        Box::pin(async move {
+            gate.wait_for(|open| *open).await.expect("the test holds the gate");
+            let much = Full::from(vec![7; ANSWER_BYTES]).map_err(|never| match never {});
+            Ok(Reply { metadata: HeaderMap::new(), body: Body::new(much) })
+        })
+    }
+}
+
+/// A call on the link that calls to `peer` use now.
+async fn call(links: &LinkPool, peer: PeerId) -> Result<(), Failure> {
+    let head = CallHead {
+        path: "/test.v1.Test/Call".parse().expect("a path"),
+        metadata: HeaderMap::new(),
+        deadline: Some(soon()),
+        locality: Locality::Any,
+        caller: Caller::Client,
+    };
+    let link = links.reach(peer, soon()).await?;
+    let body = Body::new(Empty::new().map_err(|never| match never {}));
+    let answer = link.invoke(Call { head, body }).await?.body.collect().await?.to_bytes();
+    assert_eq!(answer.len(), ANSWER_BYTES);
+    Ok(())
+}
+
+#[tokio::test]
+async fn calls_in_flight_end_on_the_relay_and_those_after_them_go_directly() {
+    let [relay, hidden, caller] = behind_a_relay().await;
+    let TestPeer { handle: hidden, mut inbound, tasks: _tasks, pump: _pump, .. } = hidden;
+    let id = hidden.local_id();
+    let (open, gate) = watch::channel(true);
+    let gated = Gated { arrived: Arc::new(Notify::new()), gate };
+    let arrived = gated.arrived.clone();
+    let served = Arc::new(LinkPool::new(hidden.clone()));
+    let (links, arrivals) = (Arc::new(LinkPool::new(caller.handle.clone())), served.clone());
+    let (came, mut relayed) = mpsc::channel(16);
+    let accepting = tokio::spawn(async move {
+        while let Some(Inbound { peer, stream }) = inbound.recv().await {
+            came.send(stream.is_relayed()).await.expect("the test listens");
+            arrivals.serve_inbound(peer, stream, Arc::new(gated.clone()));
+        }
+    });
+    call(&links, id).await.expect("answered through the relay");
+    let mut next = async || timeout(PATIENCE, relayed.recv()).await.expect("a stream is opened");
+    assert_eq!((next().await, next().await), (Some(true), Some(true)), "a link and its lane");
+    arrived.notified().await;
+
+    open.send_replace(false);
+    let in_flight = tokio::spawn({
+        let links = links.clone();
+        async move { call(&links, id).await }
+    });
+    arrived.notified().await;
+    hidden.dial(caller.address(Transport::Tcp)).await.expect("dialled");
+    assert_eq!(next().await, Some(false), "the link is replaced");
+    open.send_replace(true);
+    in_flight.await.expect("no panic").expect("answered where it was sent");
+    // Only a link on the direct connection outlives the relay.
+    drop(relay.kill().await);
+    caller.view(|view| !is_over(view, id, Transport::Relay)).await;
+    call(&links, id).await.expect("answered directly");
+    assert_eq!(next().await, Some(false), "its lane is on the same connection");
+    assert!(relayed.try_recv().is_err(), "no further stream was opened");
+    accepting.abort();
 }
 
 #[tokio::test]

@@ -1,7 +1,7 @@
 //! The system-call filter, asked call by call: the test's own executable is shown in the jail and
 //! makes the calls by number.
 
-use std::{fmt::Write as _, process::Command};
+use std::{fmt::Write as _, path::PathBuf, process::Command};
 
 use blackhole_launcher::{Internet, JailSpec};
 
@@ -46,9 +46,14 @@ fn errno_of(mut spec: JailSpec, calls: &[Call]) -> Vec<i32> {
 }
 
 fn errno_outside(calls: &[Call]) -> Vec<i32> {
+    errno_by(Command::new, calls)
+}
+
+/// The errno of each call outside, in a process that is started as `command` of the program says.
+pub fn errno_by(command: impl Fn(PathBuf) -> Command, calls: &[Call]) -> Vec<i32> {
     let this = std::env::current_exe().expect("known");
     let arguments = arguments(this.to_str().expect("text"));
-    let output = Command::new(&arguments[0])
+    let output = command(this.clone())
         .args(&arguments[1..])
         .env(CALLS, words(calls))
         .output()
@@ -83,7 +88,7 @@ const DATAGRAM: i64 = 2;
 const RAW: i64 = 3;
 
 /// Number and arguments.
-type Call = (i64, &'static [i64]);
+pub type Call = (i64, &'static [i64]);
 
 /// Calls that do nothing, or fail, in another way outside.
 const DENIED: &[(&str, Call)] = &[

@@ -1,10 +1,16 @@
 //! Control groups: everything of the plugin's is in them from its first moment.
 
-use std::{fs, path::PathBuf};
+use std::{
+    collections::BTreeMap, fs, os::unix::process::CommandExt, path::PathBuf, process::Command,
+};
 
-use blackhole_launcher::Report;
+use blackhole_launcher::{JailSpec, Report};
+use seccompiler::{BpfProgram, SeccompAction, SeccompFilter};
 
-use crate::world::{Running, output, spec};
+use crate::{
+    filter::errno_by,
+    world::{Running, launcher, output, spec},
+};
 
 /// New groups of this test, in every hierarchy that can have them here.
 fn groups(name: &str) -> Vec<PathBuf> {
@@ -28,16 +34,12 @@ fn groups(name: &str) -> Vec<PathBuf> {
     made
 }
 
-#[test]
-fn the_plugin_and_its_first_process_are_in_the_groups_from_the_start() {
-    if !rustix::process::getuid().is_root() {
-        // An ordinary user has no groups to give; the run as root shows it.
-        return;
-    }
-    let directories = groups("join");
+/// Has `start` start a jail in groups, and looks who is in them.
+fn all_is_in_its_groups(name: &str, start: impl Fn(&JailSpec) -> Running) {
+    let directories = groups(name);
     let mut spec = spec("exec sleep 1000");
     spec.cgroup.clone_from(&directories);
-    let mut running = Running::start(&spec);
+    let mut running = start(&spec);
     let layers = running.started();
     assert!(layers.iter().any(|layer| layer == "cgroup"), "{layers:?}");
     for directory in &directories {
@@ -54,6 +56,43 @@ fn the_plugin_and_its_first_process_are_in_the_groups_from_the_start() {
     for directory in &directories {
         fs::remove_dir(directory).expect("nothing is left in it");
     }
+}
+
+#[test]
+fn the_plugin_and_its_first_process_are_in_the_groups_from_the_start() {
+    if !rustix::process::getuid().is_root() {
+        // An ordinary user has no groups to give; the run as root shows it.
+        return;
+    }
+    all_is_in_its_groups("join", Running::start);
+}
+
+/// `program` with every clone3 of its own and of what it starts answered as by a kernel, or a
+/// container engine, that does not have it.
+fn without_clone3(program: PathBuf) -> Command {
+    let refused = SeccompAction::Errno(libc::ENOSYS as u32);
+    let rules = BTreeMap::from([(libc::SYS_clone3, Vec::new())]);
+    let here = std::env::consts::ARCH.try_into().expect("a known processor");
+    let filter = SeccompFilter::new(rules, SeccompAction::Allow, refused, here);
+    let filter: BpfProgram = filter.expect("whole").try_into().expect("compiles");
+    let mut command = Command::new(program);
+    let install = move || {
+        seccompiler::apply_filter(&filter).map_err(|_| std::io::ErrorKind::Unsupported.into())
+    };
+    // SAFETY: between fork and exec it makes system calls only, and allocates nothing.
+    unsafe { command.pre_exec(install) };
+    command
+}
+
+#[test]
+fn where_clone3_is_refused_all_is_in_its_groups_as_well() {
+    if !rustix::process::getuid().is_root() {
+        return;
+    }
+    let clone3 = [(libc::SYS_clone3, &[0, 0][..])];
+    assert_eq!(errno_by(Command::new, &clone3), [libc::EINVAL], "the control has it");
+    assert_eq!(errno_by(without_clone3, &clone3), [libc::ENOSYS]);
+    all_is_in_its_groups("fork", |spec| Running::start_by(without_clone3(launcher()), spec));
 }
 
 #[test]

@@ -56,11 +56,16 @@ pub struct Running {
 
 impl Running {
     pub fn start(spec: &JailSpec) -> Self {
+        Self::start_by(Command::new(launcher()), spec)
+    }
+
+    /// The same, with a launcher to which something was done.
+    pub fn start_by(mut launcher: Command, spec: &JailSpec) -> Self {
         let (near, far) =
             socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None)
                 .expect("socketpair");
         set_socket_passcred(&near, true).expect("passcred");
-        let launcher = Command::new(launcher())
+        let launcher = launcher
             .env("SECRET_OF_THE_HOST", "x")
             .stdin(Stdio::from(far))
             .stdout(Stdio::piped())

@@ -22,6 +22,7 @@ mod mesh;
 mod observe;
 mod pressure;
 mod routing;
+mod services;
 mod start;
 mod supervision;
 mod support;

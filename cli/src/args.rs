@@ -243,8 +243,9 @@ pub struct Load {
     /// A command line to run instead, quoted as for a shell
     #[arg(long, value_name = "CMD…", requires = "listen")]
     pub exec: Option<String>,
-    /// Where the program of --exec serves gRPC: unix (the socket in $BH_PLUGIN_SOCKET) or tcp:PORT
-    #[arg(long, value_name = "unix|tcp:PORT", conflicts_with = "path", value_parser = parse_listen)]
+    /// Where the program of --exec serves gRPC: unix (the socket in $BH_PLUGIN_SOCKET), tcp:PORT, or
+    /// tls:PORT with the certificate in $BH_TLS_CERT and the key in $BH_TLS_KEY
+    #[arg(long, value_name = "unix|tcp:PORT|tls:PORT", conflicts_with = "path", value_parser = parse_listen)]
     pub listen: Option<String>,
     /// What to call the plugin [default: the manifest's name, or the program's]
     #[arg(long, value_name = "NAME")]
@@ -464,11 +465,14 @@ pub enum Mesh {
 }
 
 fn parse_listen(text: &str) -> Result<String, String> {
-    let port = text.strip_prefix("tcp:").map(str::parse::<u16>);
+    let port = text.split_once(':').map(|(how, port)| (how, port.parse::<u16>()));
     match (text, port) {
         ("unix", _) => Ok(text.into()),
-        (_, Some(Ok(port))) if port > 0 => Ok(format!("tcp:{port}")),
-        _ => Err("expected unix, or tcp: and a port from 1 to 65535, such as tcp:50051".into()),
+        (_, Some((how @ ("tcp" | "tls"), Ok(port)))) if port > 0 => Ok(format!("{how}:{port}")),
+        _ => {
+            Err("expected unix, or tcp: or tls: and a port from 1 to 65535, such as tcp:50051"
+                .into())
+        }
     }
 }
 
@@ -580,6 +584,8 @@ mod tests {
             "blackhole plugin load ./x --service a.B",
             "blackhole plugin load --exec y --listen tcp:0",
             "blackhole plugin load --exec y --listen tcp:99999",
+            "blackhole plugin load --exec y --listen tls:0",
+            "blackhole plugin load --exec y --listen udp:5",
             "blackhole plugin info",
             "blackhole plugin scale counter",
             "blackhole plugin scale counter 0",

@@ -55,8 +55,8 @@ pub struct ServiceArgs {
     /// Serve on this Unix socket.
     #[arg(long, value_name = "PATH")]
     pub socket: Option<PathBuf>,
-    /// Serve on this TCP port of loopback.
-    #[arg(long)]
+    /// Serve on this TCP port of loopback, beside the socket.
+    #[arg(long, value_parser = clap::value_parser!(u16).range(1..))]
     pub port: Option<u16>,
 }
 
@@ -91,7 +91,7 @@ pub struct CheckConfigArgs {
 pub struct CheckArgs {
     #[arg(required_unless_present = "exec")]
     pub path: Option<PathBuf>,
-    /// `unix`, `fd` or `tcp:PORT`.
+    /// `unix`, `fd`, `tcp:PORT` or `tls:PORT`.
     #[arg(long)]
     pub listen: Option<String>,
     #[arg(long)]

@@ -3,7 +3,8 @@
 //! started as `__launch` it is the launcher.
 //!
 //! ```text
-//! probe [--fd | --tcp PORT] [--lifecycle] [--no-health] [--no-reflection] [--not-serving]
+//! probe [--fd | --tcp PORT | --tls PORT [--strange]] [--lifecycle] [--no-health]
+//!       [--no-reflection] [--not-serving]
 //!       [--exit CODE] [--silent] [--ignore-term] [--fork] [--say TEXT] [--unhealthy-after N]
 //!       [--try JSON] [--eat MIB] [--burn] [--fill MIB]
 //! probe host RUN_DIR DATA_DIR [--namespaces-off] [--permission 'P P…'] [--rebind] [--listen L]
@@ -14,6 +15,8 @@
 mod dial;
 #[path = "probe/exceed.rs"]
 mod exceed;
+#[path = "probe/listen.rs"]
+mod listen;
 #[path = "probe/rebind.rs"]
 mod rebind;
 
@@ -104,28 +107,7 @@ async fn serve(arguments: Vec<String>) {
         }
     };
     let router = tonic::transport::Server::builder().add_routes(routes(&options));
-    if options.has("--fd") {
-        assert_eq!(std::env::var("LISTEN_FDS").as_deref(), Ok("1"));
-        assert_eq!(std::env::var("LISTEN_PID"), Ok(std::process::id().to_string()));
-        let listener = descriptor_three();
-        listener.set_nonblocking(true).expect("non-blocking");
-        let listener = tokio::net::UnixListener::from_std(listener).expect("a listener");
-        let incoming = tokio_stream::wrappers::UnixListenerStream::new(listener);
-        router.serve_with_incoming_shutdown(incoming, end).await.expect("serves");
-    } else if let Some(port) = options.value("--tcp") {
-        let address = format!("127.0.0.1:{port}").parse().expect("a port");
-        router.serve_with_shutdown(address, end).await.expect("serves");
-    } else {
-        let path = std::env::var("BH_PLUGIN_SOCKET").expect("BH_PLUGIN_SOCKET");
-        let listener = tokio::net::UnixListener::bind(path).expect("binds");
-        let incoming = tokio_stream::wrappers::UnixListenerStream::new(listener);
-        router.serve_with_incoming_shutdown(incoming, end).await.expect("serves");
-    }
-}
-
-fn descriptor_three() -> std::os::unix::net::UnixListener {
-    let mut passed = listenfd::ListenFd::from_env();
-    passed.take_unix_listener(0).expect("a listener").expect("descriptor 3 was passed")
+    listen::serve(router, &options, end).await;
 }
 
 fn routes(options: &Options) -> Routes {

@@ -51,6 +51,7 @@ use crate::{
         UnknownPlugin, UnloadError,
     },
     supervision::Supervision,
+    tls::Authority,
     turns::Turns,
 };
 use begin::nodes;
@@ -78,6 +79,7 @@ struct Inner {
     door: Arc<dyn MeshDoor>,
     spawner: Spawner,
     channels: Arc<Channels>,
+    authority: Arc<Authority>,
     lookups: Lookups,
     floods: Floods,
     turns: Turns,
@@ -145,6 +147,7 @@ impl Host {
                     .map_err(HostError::Spawner)?,
                 warden: Arc::new(warden),
                 parts: Mutex::new(config.parts.clone()),
+                authority: Arc::new(Authority::of(&config.data_dir)),
                 config: Arc::new(config),
                 store,
                 door,

@@ -20,6 +20,7 @@
 //! - `channel`: calls. `logs`, `stats`: what is seen of it. `stillness`: whether a plugin that was
 //!   well need be asked again.
 //! - `permissions`: what a plugin asks for and the operator allows. `egress`: its way out.
+//! - `tls`: certificates of plugins, and connections that they secure.
 //! - `tokens`: how often anything may happen (pure).
 //! - `plugin`: the supervisor of one instance of a plugin. `siblings`: those of one group.
 //! - `host`: the owner of all supervisors. `supervision`: the thread on which they run. `turns`:
@@ -59,6 +60,7 @@ mod stats;
 pub mod status;
 mod stillness;
 mod supervision;
+mod tls;
 mod tokens;
 mod turns;
 
@@ -77,6 +79,6 @@ pub use logs::{LogFilter, LogRecord, LogStream, Logs};
 pub use part::Parts;
 pub use plan::{mesh_socket, state_dir};
 pub use status::{
-    ChangeError, Command, HostError, HostEvent, LoadError, LoadRequest, MeshDoor, Overrides,
-    PluginStatus, ReadyPlugin, Source, Transition, UnknownPlugin, UnloadError,
+    Certificate, ChangeError, Command, HostError, HostEvent, LoadError, LoadRequest, MeshDoor,
+    Overrides, PluginStatus, ReadyPlugin, Source, Transition, UnknownPlugin, UnloadError,
 };

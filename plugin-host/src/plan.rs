@@ -7,6 +7,7 @@
 //! granted directory would show them.
 
 mod check;
+mod environment;
 
 use std::{
     path::{Path, PathBuf},
@@ -25,6 +26,7 @@ use crate::{
 };
 
 pub(crate) use check::{check, warnings};
+use environment::{arguments, environment};
 
 /// Size of a plugin's private `/tmp`, and of its `/dev/shm`, each: memory of the machine.
 const TMP_BYTES: u64 = 64 << 20;
@@ -120,8 +122,13 @@ impl Paths {
     pub(crate) fn plugin_socket(&self, listen: Listen) -> PathBuf {
         match listen {
             Listen::Fd => self.directory.join("plugin.sock"),
-            Listen::Unix | Listen::Tcp(_) => self.own().join("plugin.sock"),
+            Listen::Unix | Listen::Tcp(_) | Listen::Tls(_) => self.own().join("plugin.sock"),
         }
+    }
+
+    /// Where its certificate and key lie, if it has them.
+    pub(crate) fn tls(&self) -> PathBuf {
+        self.directory.join("tls")
     }
 
     /// Where it calls others.
@@ -179,11 +186,12 @@ pub(crate) fn jail(
     if namespaces || landlock {
         root = private_root(config, program, granted, &paths);
     }
+    let env = environment(config, program, granted, &paths, instance);
     JailSpec {
         outside_id: outside_id(config, &key),
         name: key,
-        argv: program.argv.clone(),
-        env: environment(config, program, granted, &paths, instance),
+        argv: arguments(&program.argv, &env),
+        env,
         working_dir: program.working_dir.clone(),
         namespaces,
         host_network: shares_network(config, granted),
@@ -213,10 +221,7 @@ fn internet(config: &HostConfig, program: &Program, granted: &Granted) -> Intern
     if config.namespaces == NamespacePolicy::Required || granted.host_network {
         return Internet::Any;
     }
-    match program.manifest.listen {
-        Listen::Tcp(port) => Internet::Listen(port),
-        Listen::Unix | Listen::Fd => Internet::None,
-    }
+    program.manifest.listen.port().map_or(Internet::None, Internet::Listen)
 }
 
 /// The port of the egress proxy inside the jail, for a plugin that asks for any network: also one
@@ -224,85 +229,8 @@ fn internet(config: &HostConfig, program: &Program, granted: &Granted) -> Intern
 fn egress_port(config: &HostConfig, program: &Program, granted: &Granted) -> Option<u16> {
     let asks = |permission: &Permission| matches!(permission, Permission::Network(_));
     let asks = program.manifest.permissions.iter().any(asks);
-    let taken = match program.manifest.listen {
-        Listen::Tcp(port) => Some(port),
-        Listen::Unix | Listen::Fd => None,
-    };
+    let taken = program.manifest.listen.port();
     (asks && !shares_network(config, granted)).then(|| egress::port(taken))
-}
-
-fn environment(
-    config: &HostConfig,
-    program: &Program,
-    granted: &Granted,
-    paths: &Paths,
-    instance: &str,
-) -> Vec<(String, String)> {
-    let listen = program.manifest.listen;
-    let inside = |path: PathBuf| match config.namespaces {
-        NamespacePolicy::Off => path,
-        NamespacePolicy::Required => {
-            let below = path.strip_prefix(&paths.directory).map(Path::to_path_buf);
-            Path::new(INSIDE).join(below.unwrap_or_default())
-        }
-    };
-    let socket = inside(paths.plugin_socket(listen)).display().to_string();
-    let tmp = match config.namespaces {
-        // The machine's is everybody's, and Landlock shuts it.
-        NamespacePolicy::Off => paths.own().display().to_string(),
-        NamespacePolicy::Required => "/tmp".into(),
-    };
-    let mut env = vec![
-        ("PATH".into(), search_path(program)),
-        ("HOME".into(), tmp.clone()),
-        ("TMPDIR".into(), tmp),
-        ("LANG".into(), "C.UTF-8".into()),
-        // Logs are lines as they are said, not blocks of eight kilobytes.
-        ("PYTHONUNBUFFERED".into(), "1".into()),
-        ("BH_PLUGIN_NAME".into(), program.manifest.name.to_string()),
-        ("BH_PLUGIN_VERSION".into(), program.manifest.version.to_string()),
-        ("BH_PLUGIN_INSTANCE".into(), instance.into()),
-        ("BH_MESH_SOCKET".into(), inside(paths.mesh_socket()).display().to_string()),
-    ];
-    match listen {
-        Listen::Tcp(port) => env.push(("BH_PLUGIN_PORT".into(), port.to_string())),
-        Listen::Unix | Listen::Fd => env.push(("BH_PLUGIN_SOCKET".into(), socket)),
-    }
-    if program.state {
-        let state = match config.namespaces {
-            NamespacePolicy::Off => paths.state.clone(),
-            NamespacePolicy::Required => PathBuf::from(INSIDE_STATE),
-        };
-        env.push(("BH_PLUGIN_STATE".into(), state.display().to_string()));
-    }
-    if let Some(port) = egress_port(config, program, granted) {
-        env.extend(egress::environment(port));
-    }
-    // The manifest's own value stands where the node has none.
-    let own = program.manifest.env.clone();
-    let given = granted.env.iter().filter_map(|name| Some((name.clone(), node_value(name)?)));
-    for (name, value) in own.into_iter().chain(given) {
-        env.retain(|(known, _)| *known != name);
-        env.push((name, value));
-    }
-    env
-}
-
-/// The node's own value of a variable, where that is text.
-fn node_value(name: &str) -> Option<String> {
-    std::env::var(name).ok().filter(|value| !value.contains('\0'))
-}
-
-fn search_path(program: &Program) -> String {
-    let mut directories: Vec<String> = Vec::new();
-    let system = ["/usr/local/bin", "/usr/bin", "/bin", "/usr/local/sbin", "/usr/sbin", "/sbin"];
-    let own = program.search_path.iter().filter_map(|path| path.to_str());
-    for directory in own.chain(system) {
-        if !directory.contains(':') && directories.iter().all(|known| known != directory) {
-            directories.push(directory.into());
-        }
-    }
-    directories.join(":")
 }
 
 fn private_root(
@@ -333,6 +261,9 @@ fn private_root(
     let namespaces = config.namespaces == NamespacePolicy::Required;
     if program.manifest.listen == Listen::Fd {
         root.binds.push(place(paths.plugin_socket(Listen::Fd), false));
+    }
+    if let Listen::Tls(_) = program.manifest.listen {
+        root.binds.push(place(paths.tls(), false));
     }
     // Without namespaces it is also its `/tmp`.
     if program.manifest.listen != Listen::Fd || !namespaces {

@@ -43,6 +43,7 @@ use crate::{
     spawner::Spawner,
     status::{HostEvent, MeshDoor, PluginStatus, Transition},
     stillness::Stillness,
+    tls::Authority,
     turns::{Turns, Work},
 };
 
@@ -79,6 +80,8 @@ pub(crate) struct Context {
     pub(crate) carriers: Handle,
     /// What it may do.
     pub(crate) access: Arc<Access>,
+    /// The host's, for those that listen with TLS.
+    pub(crate) authority: Arc<Authority>,
     /// The host's, for the egress proxy.
     pub(crate) lookups: Lookups,
     pub(crate) status: Arc<Mutex<PluginStatus>>,
@@ -188,6 +191,7 @@ pub(crate) async fn supervise(context: Context, orders: mpsc::Receiver<Order>, f
         program: Arc::clone(&context.program),
         seat: context.seat.clone(),
         access: Arc::clone(&context.access),
+        authority: Arc::clone(&context.authority),
     };
     let supervisor = Supervisor {
         restarts: Restarts::new(context.restart.clone()),

@@ -108,7 +108,7 @@ pub enum Source {
 pub struct Command {
     /// Program and arguments. A program without a slash is searched in the node's `PATH`.
     pub argv: Vec<String>,
-    /// `unix` (also when empty), `fd` or `tcp:PORT`.
+    /// `unix` (also when empty), `fd`, `tcp:PORT` or `tls:PORT`.
     pub listen: String,
     /// What it serves, where it has no reflection.
     pub services: Vec<String>,
@@ -185,6 +185,8 @@ pub struct PluginStatus {
     pub metrics: Vec<Metric>,
     /// How many of them, then, could not be shown: names that are none, too many, too large.
     pub figures_refused: u32,
+    /// What its present run proves itself with, where it listens with TLS.
+    pub certificate: Option<Certificate>,
     /// The permissions it asks for, in normal form.
     pub asked: Vec<String>,
     /// What it has of them, and what not.
@@ -197,6 +199,15 @@ pub struct PluginStatus {
     pub number: u32,
     /// Each instance by itself; empty within an instance.
     pub instances: Vec<PluginStatus>,
+}
+
+/// The certificate that the host issued for one run of a plugin.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Certificate {
+    /// SHA-256 of its DER form, as `openssl x509 -fingerprint -sha256` writes it.
+    pub fingerprint: String,
+    /// When it runs out.
+    pub expires: SystemTime,
 }
 
 /// One instance of a plugin went from one state to another.

@@ -1,6 +1,8 @@
 //! The host with real processes: the test double in `examples/probe.rs`, in real jails.
 
 mod support;
+#[path = "host/tls.rs"]
+mod tls;
 
 use std::{
     path::{Path, PathBuf},

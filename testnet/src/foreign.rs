@@ -10,7 +10,7 @@ use std::{
     sync::{Mutex, PoisonError},
 };
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result, bail, ensure};
 use protocol::proto::admin::{Exec, plugin_load_request::From};
 
 use crate::{
@@ -181,6 +181,20 @@ impl Foreign {
             read_paths: self.get("PYTHON_READ")?.split(':').map(str::to_owned).collect(),
             permissions: Vec::new(),
         }))
+    }
+
+    /// The Python server with TLS on a TCP port of its own network namespace: under the certificate
+    /// that its node issued for it, and for its node alone.
+    pub fn greeter_with_tls(&self) -> Result<From> {
+        let From::Exec(exec) = self.greeter()? else { bail!("it is a command line") };
+        let port = TcpListener::bind("127.0.0.1:0")?.local_addr()?.port();
+        let address = format!("127.0.0.1:{port}");
+        let program = [self.get("PYTHON")?, self.get("GREETER")?, "--address", &address];
+        let files = ["--certificate", "$BH_TLS_CERT", "--key", "$BH_TLS_KEY"];
+        let clients = ["--clients", "$BH_TLS_CA"];
+        let argv = [&program[..], &files, &clients].concat();
+        let argv = argv.into_iter().map(str::to_owned).collect();
+        Ok(From::Exec(Exec { argv, listen: format!("tls:{port}"), ..exec }))
     }
 
     /// The Python server that offers `blackhole.plugin.v1.Lifecycle`, without any SDK.

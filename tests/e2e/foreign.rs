@@ -2,6 +2,7 @@
 
 use testnet::{
     Cluster, Must, NodeSetup,
+    client::Cli,
     cluster::World,
     foreign::{CLOCK, Foreign, GREETER},
     packages, until,
@@ -62,6 +63,29 @@ async fn foreign_plugins_are_supervised_and_leave_nothing() {
         };
         node.plugin_until(name, KNOWN_WITHIN, again).await.must();
     }
+    assert!(node.stop().await.must().success());
+    let residue = node.residue();
+    assert!(residue.is_empty(), "{residue}");
+}
+
+#[tokio::test]
+async fn a_grpcio_server_under_its_nodes_certificate_is_called_over_tls() {
+    let foreign = Foreign::ready().must();
+    let world = World::new().must();
+    let node = NodeSetup::peer(world.path(), "t-foreign", "n").start().await.must();
+    let loaded = node.load_from(foreign.greeter_with_tls().must(), "greeter").await.must();
+    passes(&foreign, &node.ready().grpc, &["greeter"]).await;
+    let cli = Cli::of(&node.ready().admin).must();
+    let info = cli.run(["plugin", "info", "greeter", "--json"]).await.must().json().must();
+    let shown = info["certificate"]["sha256"].as_str().expect("its certificate");
+    assert_eq!(shown, loaded.certificate_sha256);
+    let expires = info["certificate"]["expires"].as_str().expect("when it runs out");
+    assert!(expires.ends_with('Z'), "{expires}");
+    let text = cli.run(["plugin", "info", "greeter"]).await.must().success().must();
+    assert!(text.contains(&format!("SHA-256 {shown}")) && text.contains(expires), "{text}");
+
+    node.unload("greeter").await.must();
+    assert!(!node.setup().run_dir().join("plugins").join("greeter").exists());
     assert!(node.stop().await.must().success());
     let residue = node.residue();
     assert!(residue.is_empty(), "{residue}");

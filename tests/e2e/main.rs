@@ -23,6 +23,7 @@ mod observe;
 mod pressure;
 mod relay;
 mod routing;
+mod services;
 mod start;
 mod supervision;
 mod support;

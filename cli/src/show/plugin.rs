@@ -92,6 +92,10 @@ pub fn info(plugin: &Plugin, colour: bool) -> String {
         facts.add("threads", plugin.threads.to_string());
         facts.add("open files", plugin.open_files.to_string());
     }
+    if !plugin.certificate_sha256.is_empty() {
+        facts.add("certificate", format!("SHA-256 {}", plugin.certificate_sha256));
+        facts.add("expires", &plugin.certificate_expires);
+    }
     facts.add("last check", &plugin.last_health_check);
     facts.add("restarts", format!("{} (crashes: {})", plugin.restarts, plugin.crashes));
     facts.add("last restart", &plugin.last_restart);
@@ -192,6 +196,7 @@ pub fn document(plugin: &Plugin) -> Value {
         "healthy": plugin.healthy,
         "last_health_check": text_or_null(&plugin.last_health_check),
         "isolation": text_or_null(&plugin.isolation),
+        "certificate": certificate(plugin),
         "logs_lost": plugin.logs_lost,
         "group": text_or_null(&plugin.group),
         "strategy": text_or_null(&plugin.strategy),
@@ -213,6 +218,15 @@ pub fn document(plugin: &Plugin) -> Value {
         whole.extend(said);
     }
     whole
+}
+
+/// What it proves itself with; null where it does not listen with TLS.
+fn certificate(plugin: &Plugin) -> Value {
+    let sha256 = &plugin.certificate_sha256;
+    if sha256.is_empty() {
+        return Value::Null;
+    }
+    json!({"sha256": sha256, "expires": plugin.certificate_expires})
 }
 
 /// What it says of itself, and what is to be said about that.
@@ -377,6 +391,20 @@ counter      1.2.0    running     -  1m 1s  3.4 MB         0  shop   demo.v1.Cou
         assert!(list(std::slice::from_ref(&plugin), false).contains("unhealthy"));
         let text = info(&plugin, false);
         assert!(text.contains("\nstate       unhealthy\n"), "{text}");
+    }
+
+    #[test]
+    fn a_certificate_is_shown_where_there_is_one() {
+        let secured = Plugin {
+            certificate_sha256: "AB:CD".into(),
+            certificate_expires: "2027-01-15T10:30:00Z".into(),
+            ..counter()
+        };
+        let text = info(&secured, false);
+        assert!(text.contains("\ncertificate  SHA-256 AB:CD\n"), "{text}");
+        assert!(text.contains("\nexpires      2027-01-15T10:30:00Z\n"), "{text}");
+        assert_eq!(document(&secured)["certificate"]["sha256"], "AB:CD");
+        assert_eq!(document(&counter())["certificate"], Value::Null);
     }
 
     #[test]

@@ -113,6 +113,7 @@ pub fn plugin(node: &Node, it: PluginStatus) -> api::Plugin {
     let warnings = it.warnings.clone();
     let reason = if it.reason.is_empty() { it.warnings.join("; ") } else { it.reason };
     let described = it.described.unwrap_or_default();
+    let certificate = it.certificate;
     let figures = it.metrics.into_iter().map(|metric| api::Figure {
         name: metric.name,
         value: metric.value,
@@ -137,6 +138,11 @@ pub fn plugin(node: &Node, it: PluginStatus) -> api::Plugin {
         open_files: it.open_files,
         layers: it.layers,
         source: it.source,
+        certificate_sha256: certificate
+            .as_ref()
+            .map(|it| it.fingerprint.clone())
+            .unwrap_or_default(),
+        certificate_expires: time(certificate.map(|it| it.expires)),
         announced,
         healthy: it.healthy,
         last_health_check: time(it.last_health_check),

@@ -7,12 +7,7 @@ mod identity;
 mod keys;
 mod telemetry;
 
-use std::{
-    os::unix::process::CommandExt,
-    path::PathBuf,
-    process::{Command, ExitCode},
-    sync::Arc,
-};
+use std::{path::PathBuf, process::ExitCode, sync::Arc};
 
 use futures::FutureExt;
 use plugin_host::{BuiltIn, Code, LoadRequest, Overrides, Source};
@@ -25,9 +20,6 @@ use crate::{
     config::{BUILT_IN, Service, Settings},
 };
 
-/// Where the plugin contract says what `--socket` says.
-const SOCKET_VARIABLE: &str = "BH_PLUGIN_SOCKET";
-
 /// Where the plugin contract says what a plugin may keep.
 const STATE_VARIABLE: &str = "BH_PLUGIN_STATE";
 
@@ -38,22 +30,17 @@ pub fn main(args: &ServiceArgs) -> ExitCode {
         complain(false, &format!("there is no built-in service {}; there is: {known}", args.name));
         return ExitCode::from(EXIT_USAGE);
     }
-    if let Some(socket) = &args.socket
-        && std::env::var_os(SOCKET_VARIABLE).as_deref() != Some(socket.as_os_str())
-    {
-        // The contract speaks through the environment, which only a new start can set.
-        let this = std::env::current_exe().unwrap_or_else(|_| "/proc/self/exe".into());
-        let failed = Command::new(this)
-            .args(["bh-peer", "service", &args.name])
-            .env(SOCKET_VARIABLE, socket)
-            .env_remove("LISTEN_FDS")
-            .exec();
-        complain(false, &format!("cannot start again with {SOCKET_VARIABLE}: {failed}"));
-        return ExitCode::FAILURE;
-    }
     let state = std::env::var_os(STATE_VARIABLE).map(PathBuf::from);
     match plugin(&args.name, state, telemetry::Way::Environment) {
-        Ok(plugin) => plugin.run(),
+        Ok(mut plugin) => {
+            if let Some(socket) = &args.socket {
+                plugin = plugin.socket(socket);
+            }
+            if let Some(port) = args.port {
+                plugin = plugin.port(port);
+            }
+            plugin.run()
+        }
         Err(error) => {
             complain(false, &error);
             ExitCode::FAILURE
@@ -122,9 +109,28 @@ fn code(isolation: Isolation, settings: &Settings, name: &str) -> Option<Code> {
     }
 }
 
+/// What the service `name` is told on its command line, as the host completes it.
+fn told(name: &str, service: &Service, settings: &Settings) -> Vec<String> {
+    let mut told = vec!["service".into(), name.into()];
+    if let Some(port) = own_port(service, settings) {
+        told.extend(["--port".into(), port.to_string()]);
+    }
+    told.extend(["--socket".into(), "$BH_PLUGIN_SOCKET".into()]);
+    told
+}
+
+/// The port that the service opens in its own network. On the node's loopback the same port is the
+/// node's [`door`], which leads to all instances and to nothing but what the service offers. A
+/// service that shares the node's network therefore has none beside it; and below 1024 only the
+/// node may have one.
+fn own_port(service: &Service, settings: &Settings) -> Option<u16> {
+    const UNPRIVILEGED: u16 = 1_024;
+    service.port.filter(|port| settings.namespaces && *port >= UNPRIVILEGED)
+}
+
 fn request(program: &[String], name: &str, service: &Service, settings: &Settings) -> LoadRequest {
     let source = Source::Exec(plugin_host::Command {
-        argv: [program, &["service".into(), name.into()]].concat(),
+        argv: [program, &told(name, service, settings)].concat(),
         listen: "unix".into(),
         permissions: permissions(name),
         ..plugin_host::Command::default()

@@ -1,21 +1,22 @@
 //! Where a plugin answers, and the proof that it is the plugin who does.
 
-use std::{io, path::PathBuf};
+use std::{io, path::PathBuf, sync::Arc};
 
+use rustls::ClientConfig;
 use tokio::{
     io::{AsyncRead, AsyncWrite},
     net::UnixStream,
 };
 
-use crate::{level::Door, process::Control, stats};
+use crate::{level::Door, process::Control, stats, tls};
 
 /// Where a plugin answers.
 #[derive(Clone)]
 pub(crate) enum Address {
     /// A Unix socket, and who must be listening on it.
     Unix { path: PathBuf, listener: Listener },
-    /// A port of its jail's loopback.
-    Jail { control: Control, port: u16 },
+    /// A port of its jail's loopback; with TLS, where there is a configuration for that.
+    Jail { control: Control, port: u16, tls: Option<Arc<ClientConfig>> },
     /// Within this process.
     Inside(Door),
 }
@@ -42,7 +43,13 @@ impl Address {
                 listener.verify(&stream)?;
                 Ok(Box::new(stream))
             }
-            Self::Jail { control, port } => Ok(Box::new(control.connect(*port).await?)),
+            Self::Jail { control, port, tls } => {
+                let stream = control.connect(*port).await?;
+                match tls {
+                    Some(tls) => Ok(Box::new(tls::connect(tls, stream).await?)),
+                    None => Ok(Box::new(stream)),
+                }
+            }
             Self::Inside(door) => Ok(Box::new(door.connect().await?)),
         }
     }

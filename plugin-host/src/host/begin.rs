@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use protocol::{
-    manifest::{Isolation, Listen, Manifest, Permission, Resources, Restart, RestartWhen},
+    manifest::{Isolation, Manifest, Permission, Resources, Restart, RestartWhen},
     ports::Store,
 };
 use tokio::sync::{mpsc, oneshot, watch};
@@ -198,6 +198,7 @@ impl Host {
             turns: inner.turns.clone(),
             carriers: inner.carriers.clone(),
             access: Arc::clone(access),
+            authority: Arc::clone(&inner.authority),
             lookups: inner.lookups.clone(),
             status: Arc::clone(&instance.status),
             phase,
@@ -328,7 +329,7 @@ impl Inner {
                 "instances: {name} keeps state in a directory that only one process may write"
             ));
         }
-        if let Listen::Tcp(port) = program.manifest.listen
+        if let Some(port) = program.manifest.listen.port()
             && count > 1
             && plan::shares_network(&self.config, &self.granted(program))
         {
@@ -413,6 +414,7 @@ impl Inner {
             described: None,
             metrics: Vec::new(),
             figures_refused: 0,
+            certificate: None,
             asked: Vec::new(),
             granted: Granted::default(),
             counts: Counts::default(),

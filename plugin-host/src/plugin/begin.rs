@@ -11,6 +11,7 @@ use std::{
 };
 
 use protocol::{id::InstanceId, manifest::Listen};
+use rustls::ClientConfig;
 use tokio_util::task::AbortOnDropHandle;
 
 use super::{Captures, Supervisor, files::Prepared, start::NotStarted};
@@ -40,7 +41,7 @@ impl Supervisor {
         deadline: Instant,
     ) -> Result<Begun, NotStarted> {
         let context = &self.context;
-        let Prepared { spec, listener, layers } = self.prepare(instance).await?;
+        let Prepared { spec, listener, layers, issued } = self.prepare(instance).await?;
         let user = spec.outside_id;
         let (start, output) = Process::start(&context.spawner)?;
         let pid = Arc::new(AtomicU32::new(0));
@@ -65,7 +66,8 @@ impl Supervisor {
                 return Err(StartFailure::new("egress-proxy", error).into());
             }
         };
-        let address = self.address(&process, user);
+        let address = self.address(&process, user, issued.as_ref().map(|it| &it.client));
+        context.status.lock().certificate = issued.map(|issued| issued.shown);
         Ok(Begun { process: level::Run::Jail(process), captures, address, egress, layers })
     }
 
@@ -112,11 +114,18 @@ impl Supervisor {
         ])
     }
 
-    fn address(&self, process: &Process, user: Option<u32>) -> Address {
+    fn address(
+        &self,
+        process: &Process,
+        user: Option<u32>,
+        tls: Option<&Arc<ClientConfig>>,
+    ) -> Address {
         let listen = self.context.program.manifest.listen;
         let path = self.place.paths.plugin_socket(listen);
         match listen {
-            Listen::Tcp(port) => Address::Jail { control: process.control(), port },
+            Listen::Tcp(port) | Listen::Tls(port) => {
+                Address::Jail { control: process.control(), port, tls: tls.cloned() }
+            }
             Listen::Fd => Address::Unix { path, listener: Listener::Host },
             Listen::Unix => {
                 let listener = Listener::Jail { init: process.init, user };

@@ -26,6 +26,7 @@ use crate::{
     seat::Seat,
     source::Program,
     status::MeshDoor,
+    tls::{Authority, Issued},
 };
 
 /// One instance's place, and what is known of it before it runs.
@@ -36,6 +37,7 @@ pub(super) struct Place {
     pub(super) program: Arc<Program>,
     pub(super) seat: Seat,
     pub(super) access: Arc<Access>,
+    pub(super) authority: Arc<Authority>,
 }
 
 /// What a jail begins with.
@@ -44,6 +46,8 @@ pub(super) struct Prepared {
     pub(super) listener: Option<OwnedFd>,
     /// Those of its control groups.
     pub(super) layers: Vec<String>,
+    /// Its certificate, where it listens with TLS.
+    pub(super) issued: Option<Issued>,
 }
 
 impl Place {
@@ -56,11 +60,12 @@ impl Place {
         let listener = self.prepare_sockets().map_err(|error| {
             StartFailure::new("sockets", format!("{}: {error}", self.paths.directory.display()))
         })?;
+        let issued = self.prepare_tls(instance).map_err(|error| StartFailure::new("tls", error))?;
         let granted = self.access.granted();
         let mut spec = plan::jail(&self.config, &self.program, &self.seat, granted, instance);
         let allotted = allowance.begin().map_err(|error| StartFailure::new("cgroup", error))?;
         let layers = allotted.apply(&mut spec);
-        Ok(Prepared { spec, listener, layers })
+        Ok(Prepared { spec, listener, layers, issued })
     }
 
     /// Makes the plugin's directory and opens the mesh to it.
@@ -90,12 +95,25 @@ impl Place {
                 listener.set_nonblocking(false)?;
                 Ok(Some(listener.into()))
             }
-            Listen::Tcp(port) if self.shares_network() => {
+            Listen::Tcp(port) | Listen::Tls(port) if self.shares_network() => {
                 // Somebody else's server on that port must not be taken for the plugin.
                 std::net::TcpListener::bind(("127.0.0.1", port)).map(|_| None)
             }
-            Listen::Unix | Listen::Tcp(_) => Ok(None),
+            Listen::Unix | Listen::Tcp(_) | Listen::Tls(_) => Ok(None),
         }
+    }
+
+    /// A certificate of this run's own, with its key, where it listens with TLS. Those of the run
+    /// before are gone.
+    fn prepare_tls(&self, instance: &str) -> io::Result<Option<Issued>> {
+        let Listen::Tls(_) = self.program.manifest.listen else { return Ok(None) };
+        let directory = self.paths.tls();
+        let _ = fs::remove_dir_all(&directory);
+        let issued = self.authority.issue(self.program.manifest.name.as_str(), instance)?;
+        private_directory(&directory)?;
+        issued.write(&directory, |path| self.give(path))?;
+        self.give(&directory)?;
+        Ok(Some(issued))
     }
 
     /// What it kept before is its own again, also where its id is another than it was: that

@@ -360,6 +360,18 @@ pub enum Listen {
     Fd,
     /// It listens on this TCP port of its own loopback.
     Tcp(u16),
+    /// As [`Listen::Tcp`], with TLS, under the certificate that its node issued for this run.
+    Tls(u16),
+}
+
+impl Listen {
+    /// The TCP port it listens on, if it does.
+    pub fn port(self) -> Option<u16> {
+        match self {
+            Self::Unix | Self::Fd => None,
+            Self::Tcp(port) | Self::Tls(port) => Some(port),
+        }
+    }
 }
 
 impl fmt::Display for Listen {
@@ -368,6 +380,7 @@ impl fmt::Display for Listen {
             Self::Unix => f.write_str("unix"),
             Self::Fd => f.write_str("fd"),
             Self::Tcp(port) => write!(f, "tcp:{port}"),
+            Self::Tls(port) => write!(f, "tls:{port}"),
         }
     }
 }
@@ -380,11 +393,13 @@ impl std::str::FromStr for Listen {
             "unix" => Ok(Self::Unix),
             "fd" => Ok(Self::Fd),
             _ => {
-                let port = text.strip_prefix("tcp:").and_then(|port| port.parse().ok());
-                match port {
-                    Some(port) if port > 0 => Ok(Self::Tcp(port)),
-                    _ => Err(InvalidListen(text.chars().take(40).collect())),
-                }
+                let port = |port: &str| port.parse().ok().filter(|port: &u16| *port > 0);
+                let on = match text.split_once(':') {
+                    Some(("tcp", number)) => port(number).map(Self::Tcp),
+                    Some(("tls", number)) => port(number).map(Self::Tls),
+                    _ => None,
+                };
+                on.ok_or_else(|| InvalidListen(text.chars().take(40).collect()))
             }
         }
     }
@@ -392,7 +407,9 @@ impl std::str::FromStr for Listen {
 
 /// The text does not say where a plugin listens.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("`{0}` is not a way to listen: unix, fd, or tcp:PORT with a port from 1 to 65535")]
+#[error(
+    "`{0}` is not a way to listen: unix, fd, or tcp:PORT or tls:PORT with a port from 1 to 65535"
+)]
 pub struct InvalidListen(String);
 
 /// How a plugin's health is asked; `None` leaves the host's default.

@@ -103,6 +103,17 @@ labels: { region: eu, tier: 2 }
 }
 
 #[test]
+fn ways_to_listen_are_read_as_they_are_written() {
+    for text in ["unix", "fd", "tcp:1", "tls:65535"] {
+        assert_eq!(text.parse::<Listen>().expect(text).to_string(), text);
+    }
+    for text in ["tls", "tls:0", "tls:65536", "tcp:", "udp:5", "tls:5:5", ""] {
+        let told = text.parse::<Listen>().expect_err(text).to_string();
+        assert!(told.contains("tcp:PORT or tls:PORT"), "{told}");
+    }
+}
+
+#[test]
 fn all_mistakes_are_told_at_once_each_with_field_line_and_reason() {
     let found = mistakes(
         "name: Echo Plugin

@@ -1,47 +1,100 @@
-//! Where a plugin listens: the descriptor or socket its node gives, or a loopback port by hand.
+//! Where a plugin listens: the descriptor, socket or port its node gives, those its author or its
+//! command line name, or a loopback port by hand.
 
-use std::{env, io, net::SocketAddr, os::unix::fs::FileTypeExt, path::Path, path::PathBuf};
-use std::{os::unix, time::Duration};
+mod connection;
 
+use std::{
+    env, io,
+    net::SocketAddr,
+    os::{self, unix::fs::FileTypeExt},
+    path::{Path, PathBuf},
+    time::Duration,
+};
+
+use futures::stream::{self, BoxStream, StreamExt as _};
 use listenfd::ListenFd;
 use tokio::net::{TcpListener, UnixListener};
+
+pub(crate) use connection::Connection;
 
 /// How long accepting rests after an error. Errors come where descriptors run out; trying again
 /// at once would burn a core without helping.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 
-/// A socket that is open and listens.
-pub(crate) enum Listener {
-    Unix(UnixListener),
-    Tcp(TcpListener),
+/// Where the contract says which socket a plugin binds.
+const SOCKET_VARIABLE: &str = "BH_PLUGIN_SOCKET";
+
+/// Where the contract says which port a plugin binds.
+const PORT_VARIABLE: &str = "BH_PLUGIN_PORT";
+
+/// Where the contract says that a plugin is to serve TLS.
+const TLS_VARIABLE: &str = "BH_TLS_CERT";
+
+/// Where a program says itself that it serves; both win over what its environment says.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Place {
+    pub(crate) socket: Option<PathBuf>,
+    pub(crate) port: Option<u16>,
 }
 
-impl Listener {
-    /// The first of: descriptor 3 with `LISTEN_FDS=1`, the socket named by `BH_PLUGIN_SOCKET`,
-    /// a free loopback port. Must run inside a runtime.
-    pub(crate) fn from_environment() -> Result<Self, ListenError> {
-        if let Some(inherited) = inherited()? {
-            return Ok(inherited);
+/// All that is open and listens; the same is served on each.
+#[derive(Default)]
+pub(crate) struct Listeners {
+    unix: Option<UnixListener>,
+    tcp: Option<TcpListener>,
+}
+
+impl Listeners {
+    /// The socket of `place`, or else descriptor 3 with `LISTEN_FDS=1`, or else the socket named by
+    /// `BH_PLUGIN_SOCKET`; beside it the port of `place`, or else of `BH_PLUGIN_PORT`; where there
+    /// is nothing of all this, a free loopback port. Must run inside a runtime.
+    pub(crate) fn open(place: &Place) -> Result<Self, ListenError> {
+        if env::var_os(TLS_VARIABLE).is_some() {
+            return Err(ListenError::Tls);
         }
-        match env::var_os("BH_PLUGIN_SOCKET") {
-            Some(path) => bind_unix(Path::new(&path)),
-            None => loopback(),
+        let mut all = match &place.socket {
+            Some(path) => Self { unix: Some(bind_unix(path)?), tcp: None },
+            None => inherited()?,
+        };
+        let nothing = all.unix.is_none() && all.tcp.is_none();
+        if let Some(path) = env::var_os(SOCKET_VARIABLE).filter(|_| nothing) {
+            all.unix = Some(bind_unix(Path::new(&path))?);
         }
+        let port = place.port.map_or_else(told_port, |port| Ok(Some(port)))?;
+        if let Some(port) = port.filter(|_| all.tcp.is_none()) {
+            all.tcp = Some(bind_tcp(port)?);
+        }
+        if all.unix.is_none() && all.tcp.is_none() {
+            return loopback();
+        }
+        Ok(all)
     }
 
-    /// The address, where it is one to print: not for sockets that a node gave.
+    /// The TCP address, where there is one to print: sockets that a node gave have none.
     pub(crate) fn loopback_address(&self) -> Option<SocketAddr> {
-        match self {
-            Self::Unix(_) => None,
-            Self::Tcp(listener) => listener.local_addr().ok(),
-        }
+        self.tcp.as_ref().and_then(|listener| listener.local_addr().ok())
+    }
+
+    /// The connections that arrive on any of them, resting after errors.
+    pub(crate) fn connections(self) -> BoxStream<'static, io::Result<Connection>> {
+        let unix = self.unix.map(|listener| unix_connections(listener).boxed());
+        let tcp = self.tcp.map(|listener| tcp_connections(listener).boxed());
+        stream::select_all(unix.into_iter().chain(tcp)).boxed()
     }
 }
 
 /// A listener on a free port of the loopback address.
-pub(crate) fn loopback() -> Result<Listener, ListenError> {
+pub(crate) fn loopback() -> Result<Listeners, ListenError> {
     let listener = std::net::TcpListener::bind(("127.0.0.1", 0)).map_err(ListenError::Loopback)?;
     from_std_tcp(listener).map_err(ListenError::Loopback)
+}
+
+/// The port that the environment names.
+fn told_port() -> Result<Option<u16>, ListenError> {
+    let Some(text) = env::var_os(PORT_VARIABLE) else { return Ok(None) };
+    let port = text.to_str().and_then(|text| text.parse().ok()).filter(|port| *port > 0);
+    let wrong = || ListenError::NoPort(text.to_string_lossy().into_owned());
+    port.map(Some).ok_or_else(wrong)
 }
 
 /// Why there is nothing to listen on.
@@ -55,7 +108,7 @@ pub enum ListenError {
     )]
     Inherited(#[source] io::Error),
     /// The path cannot be bound.
-    #[error("cannot listen on {path}, named by BH_PLUGIN_SOCKET: {error}", path = path.display())]
+    #[error("cannot listen on {path}: {error}", path = path.display())]
     Bind {
         /// The path.
         path: PathBuf,
@@ -65,78 +118,107 @@ pub enum ListenError {
     },
     /// Another program listens on the path.
     #[error(
-        "another program already listens on {path}; end it, or name another path in \
-         BH_PLUGIN_SOCKET", path = .0.display()
+        "another program already listens on {path}; end it, or name another path \
+         (BH_PLUGIN_SOCKET)", path = .0.display()
     )]
     Taken(PathBuf),
     /// There is something on the path that is no socket.
     #[error(
-        "{path} exists and is no socket; name another path in BH_PLUGIN_SOCKET", path = .0.display()
+        "{path} exists and is no socket; name another path (BH_PLUGIN_SOCKET)", path = .0.display()
     )]
     Occupied(PathBuf),
+    /// What is named as a port is none.
+    #[error("BH_PLUGIN_PORT is `{0}`, which is no port from 1 to 65535")]
+    NoPort(String),
+    /// The port cannot be bound.
+    #[error("cannot listen on 127.0.0.1:{port}: {error}; name another port")]
+    Port {
+        /// The port.
+        port: u16,
+        /// What the system said.
+        #[source]
+        error: io::Error,
+    },
+    /// Its node expects TLS of it.
+    #[error(
+        "its manifest says `listen: tls`, and this SDK serves without TLS: let it listen on \
+         `unix`, which only its node can reach"
+    )]
+    Tls,
     /// Not even a loopback port is to be had.
     #[error("cannot listen on 127.0.0.1: {0}")]
     Loopback(#[source] io::Error),
 }
 
-fn inherited() -> Result<Option<Listener>, ListenError> {
+fn inherited() -> Result<Listeners, ListenError> {
     let mut given = ListenFd::from_env();
     let listener = match given.take_unix_listener(0) {
-        Ok(Some(listener)) => from_std_unix(listener).map(Some),
-        Ok(None) => Ok(None),
-        Err(_) => given.take_tcp_listener(0).and_then(|tcp| tcp.map(from_std_tcp).transpose()),
+        Ok(Some(listener)) => from_std_unix(listener),
+        Ok(None) => Ok(Listeners::default()),
+        Err(_) => given
+            .take_tcp_listener(0)
+            .and_then(|tcp| tcp.map_or_else(|| Ok(Listeners::default()), from_std_tcp)),
     };
     listener.map_err(ListenError::Inherited)
 }
 
 /// Binds, after removing a socket that a program of the past left behind.
-fn bind_unix(path: &Path) -> Result<Listener, ListenError> {
+fn bind_unix(path: &Path) -> Result<UnixListener, ListenError> {
     let failed = |error| ListenError::Bind { path: path.into(), error };
     if let Ok(found) = path.symlink_metadata() {
         if !found.file_type().is_socket() {
             return Err(ListenError::Occupied(path.into()));
         }
-        if unix::net::UnixStream::connect(path).is_ok() {
+        if os::unix::net::UnixStream::connect(path).is_ok() {
             return Err(ListenError::Taken(path.into()));
         }
         std::fs::remove_file(path).map_err(failed)?;
     }
-    UnixListener::bind(path).map(Listener::Unix).map_err(failed)
+    UnixListener::bind(path).map_err(failed)
 }
 
-fn from_std_unix(listener: unix::net::UnixListener) -> io::Result<Listener> {
+fn bind_tcp(port: u16) -> Result<TcpListener, ListenError> {
+    let bound = std::net::TcpListener::bind(("127.0.0.1", port)).and_then(|listener| {
+        listener.set_nonblocking(true)?;
+        TcpListener::from_std(listener)
+    });
+    bound.map_err(|error| ListenError::Port { port, error })
+}
+
+fn from_std_unix(listener: os::unix::net::UnixListener) -> io::Result<Listeners> {
     listener.set_nonblocking(true)?;
-    UnixListener::from_std(listener).map(Listener::Unix)
+    Ok(Listeners { unix: Some(UnixListener::from_std(listener)?), tcp: None })
 }
 
-fn from_std_tcp(listener: std::net::TcpListener) -> io::Result<Listener> {
+fn from_std_tcp(listener: std::net::TcpListener) -> io::Result<Listeners> {
     listener.set_nonblocking(true)?;
-    TcpListener::from_std(listener).map(Listener::Tcp)
+    Ok(Listeners { unix: None, tcp: Some(TcpListener::from_std(listener)?) })
 }
 
-/// The connections that arrive, resting after errors.
-pub(crate) fn unix_connections(
+fn unix_connections(
     listener: UnixListener,
-) -> impl futures::Stream<Item = io::Result<tokio::net::UnixStream>> {
-    futures::stream::unfold(listener, |listener| async move {
+) -> impl futures::Stream<Item = io::Result<Connection>> + Send {
+    stream::unfold(listener, |listener| async move {
         loop {
             match listener.accept().await {
-                Ok((connection, _)) => return Some((Ok(connection), listener)),
+                Ok((connection, _)) => {
+                    return Some((Ok(Connection::Unix(connection)), listener));
+                }
                 Err(error) => rest(&error).await,
             }
         }
     })
 }
 
-/// The connections that arrive, without Nagle's delay, resting after errors.
-pub(crate) fn tcp_connections(
+/// Without Nagle's delay.
+fn tcp_connections(
     listener: TcpListener,
-) -> impl futures::Stream<Item = io::Result<tokio::net::TcpStream>> {
-    futures::stream::unfold(listener, |listener| async move {
+) -> impl futures::Stream<Item = io::Result<Connection>> + Send {
+    stream::unfold(listener, |listener| async move {
         loop {
             match listener.accept().await {
                 Ok((connection, _)) => {
-                    let ready = connection.set_nodelay(true).map(|()| connection);
+                    let ready = connection.set_nodelay(true).map(|()| Connection::Tcp(connection));
                     return Some((ready, listener));
                 }
                 Err(error) => rest(&error).await,
@@ -158,18 +240,18 @@ mod tests {
     async fn a_socket_left_behind_is_replaced() {
         let directory = tempfile::tempdir().expect("directory");
         let path = directory.path().join("s");
-        drop(unix::net::UnixListener::bind(&path).expect("first"));
+        drop(os::unix::net::UnixListener::bind(&path).expect("first"));
         assert!(path.exists());
-        assert!(matches!(bind_unix(&path), Ok(Listener::Unix(_))));
+        assert!(matches!(bind_unix(&path), Ok(_)));
     }
 
     #[tokio::test]
     async fn a_socket_in_use_is_left_alone() {
         let directory = tempfile::tempdir().expect("directory");
         let path = directory.path().join("s");
-        let _first = unix::net::UnixListener::bind(&path).expect("first");
+        let _first = os::unix::net::UnixListener::bind(&path).expect("first");
         assert!(matches!(bind_unix(&path), Err(ListenError::Taken(_))));
-        assert!(unix::net::UnixStream::connect(&path).is_ok());
+        assert!(os::unix::net::UnixStream::connect(&path).is_ok());
     }
 
     #[tokio::test]
@@ -179,5 +261,23 @@ mod tests {
         std::fs::write(&path, "precious").expect("file");
         assert!(matches!(bind_unix(&path), Err(ListenError::Occupied(_))));
         assert!(path.exists());
+    }
+
+    #[tokio::test]
+    async fn a_socket_and_a_port_are_both_listened_on() {
+        let directory = tempfile::tempdir().expect("directory");
+        let free = std::net::TcpListener::bind(("127.0.0.1", 0)).expect("free");
+        let port = free.local_addr().expect("bound").port();
+        drop(free);
+        let place = Place { socket: Some(directory.path().join("s")), port: Some(port) };
+        let open = Listeners::open(&place).expect("opens");
+        assert_eq!(open.loopback_address(), Some(([127, 0, 0, 1], port).into()));
+        let mut connections = open.connections();
+        let _tcp = std::net::TcpStream::connect(("127.0.0.1", port)).expect("listens");
+        assert!(matches!(connections.next().await, Some(Ok(Connection::Tcp(_)))));
+        let _unix = os::unix::net::UnixStream::connect(directory.path().join("s")).expect("too");
+        assert!(matches!(connections.next().await, Some(Ok(Connection::Unix(_)))));
+        let taken = bind_tcp(port).err().expect("taken").to_string();
+        assert!(taken.contains(&format!("127.0.0.1:{port}")), "{taken}");
     }
 }

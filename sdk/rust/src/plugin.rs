@@ -1,5 +1,6 @@
 //! The builder: what a plugin is, before it serves.
 
+use std::path::PathBuf;
 use std::{convert::Infallible, env, fmt::Display, future::Future, pin::Pin, process::ExitCode};
 use std::{
     sync::{Arc, OnceLock},
@@ -12,6 +13,7 @@ use tonic::{body::Body, server::NamedService, service::Routes};
 use tower::Service;
 
 use crate::figures::Figures;
+use crate::listen::Place;
 use crate::serve::{self, PluginError, Running};
 
 /// What a method of a service answers.
@@ -53,6 +55,7 @@ pub struct Plugin {
     pub(crate) routes: Routes,
     pub(crate) preparation: Option<Preparation>,
     pub(crate) drain_deadline: Duration,
+    pub(crate) place: Place,
 }
 
 impl Plugin {
@@ -73,6 +76,7 @@ impl Plugin {
             routes: Routes::default(),
             preparation: None,
             drain_deadline: DRAIN_DEADLINE,
+            place: Place::default(),
         }
     }
 
@@ -174,6 +178,19 @@ impl Plugin {
     /// How long calls in flight may go on once it was told to end; five seconds unless told.
     pub fn drain_deadline(mut self, deadline: Duration) -> Self {
         self.drain_deadline = deadline;
+        self
+    }
+
+    /// Serves on this Unix socket, instead of the one that its environment names.
+    pub fn socket(mut self, path: impl Into<PathBuf>) -> Self {
+        self.place.socket = Some(path.into());
+        self
+    }
+
+    /// Serves on this TCP port of loopback, beside its Unix socket where it has one, and instead of
+    /// the port that its environment names.
+    pub fn port(mut self, port: u16) -> Self {
+        self.place.port = Some(port);
         self
     }
 

@@ -16,7 +16,7 @@ use tonic_health::pb::health_server::HealthServer;
 use tonic_health::server::{HealthReporter, HealthService};
 
 use crate::dialects::{self, Announced};
-use crate::listen::{self, Listener};
+use crate::listen::{self, Listeners};
 use crate::{ListenError, Plugin, lifecycle, logs, plugin::Preparation, reflection};
 
 /// Calls open at once on one connection; more wait at the sender. A node carries all its calls
@@ -46,7 +46,7 @@ fn run_to_the_end(plugin: Plugin) -> Result<(), PluginError> {
         .map_err(PluginError::Runtime)?;
     let ended = runtime.block_on(async {
         let stop = asked_to_end().map_err(PluginError::Runtime)?;
-        let listener = Listener::from_environment()?;
+        let listener = Listeners::open(&plugin.place)?;
         if let Some(address) = listener.loopback_address() {
             println!("{} listens on http://{address}", plugin.name);
         }
@@ -159,7 +159,7 @@ pub enum PluginError {
 /// Serves until `stop`, then finishes what was begun.
 async fn serve(
     mut plugin: Plugin,
-    listener: Listener,
+    listener: Listeners,
     stop: impl Future<Output = ()>,
 ) -> Result<(), PluginError> {
     check(&plugin)?;
@@ -245,18 +245,11 @@ fn assemble(plugin: &Plugin) -> Routes {
 
 async fn transport(
     routes: Routes,
-    listener: Listener,
+    listener: Listeners,
     drain: impl Future<Output = ()>,
 ) -> Result<(), tonic::transport::Error> {
     let server = Server::builder().max_concurrent_streams(CALLS_PER_CONNECTION_MAX);
-    match listener {
-        Listener::Unix(listener) => {
-            dialects::serve(server, routes, listen::unix_connections(listener), drain).await
-        }
-        Listener::Tcp(listener) => {
-            dialects::serve(server, routes, listen::tcp_connections(listener), drain).await
-        }
-    }
+    dialects::serve(server, routes, listener.connections(), drain).await
 }
 
 /// What the plugin says about its health: all of its services are as ready as it is.

@@ -81,16 +81,7 @@ pub fn info(plugin: &Plugin, colour: bool) -> String {
     }
     facts.add("instance", &plugin.instance);
     if plugin.pid > 0 {
-        facts.add("pid", plugin.pid.to_string());
-        facts.add("up", span(plugin.uptime_ms));
-        let limit = match plugin.memory_limit_bytes {
-            0 => String::new(),
-            limit => format!(" of {}", size(limit)),
-        };
-        facts.add("memory", format!("{}{limit}", size(plugin.memory_bytes)));
-        facts.add("cpu", format!("{:.1} % of one core", plugin.cpu_percent));
-        facts.add("threads", plugin.threads.to_string());
-        facts.add("open files", plugin.open_files.to_string());
+        process(&mut facts, plugin);
     }
     if !plugin.certificate_sha256.is_empty() {
         facts.add("certificate", format!("SHA-256 {}", plugin.certificate_sha256));
@@ -135,6 +126,20 @@ pub fn info(plugin: &Plugin, colour: bool) -> String {
         facts.list("instances", &plugin.instances.iter().map(instance).collect::<Vec<_>>());
     }
     facts.text(colour)
+}
+
+/// What its process uses.
+fn process(facts: &mut Facts, plugin: &Plugin) {
+    facts.add("pid", plugin.pid.to_string());
+    facts.add("up", span(plugin.uptime_ms));
+    let limit = match plugin.memory_limit_bytes {
+        0 => String::new(),
+        limit => format!(" of {}", size(limit)),
+    };
+    facts.add("memory", format!("{}{limit}", size(plugin.memory_bytes)));
+    facts.add("cpu", format!("{:.1} % of one core", plugin.cpu_percent));
+    facts.add("threads", plugin.threads.to_string());
+    facts.add("open files", plugin.open_files.to_string());
 }
 
 fn figure(figure: &Figure) -> String {

@@ -156,18 +156,11 @@ impl Host {
         let plugin = program.manifest.name.as_str();
         let group = inner.group_of(&program.manifest);
         let seat = Seat::new(plugin, number, group.as_ref().map(|group| group.name()));
-        let mut status = inner.blank(plugin, State::Discovered, &program.source);
-        status.number = number;
-        status.version = program.manifest.version.to_string();
-        status.warnings = plan::warnings(&inner.config, program, access.granted());
         let resources = wish.over(&program.manifest.resources);
         let allowance = Allowance::new(seat.clone(), Arc::clone(&inner.warden), resources);
-        status.memory_limit_bytes = allowance.memory_limit();
         access.set_bandwidth(allowance.network_bandwidth());
-        status.mechanisms = level::mechanisms(program.manifest.isolation, &allowance);
-        if program.manifest.isolation != Isolation::Process {
-            status.isolation = program.manifest.isolation.to_string();
-        }
+        let mut status = inner.first_status(program, &allowance, access);
+        status.number = number;
         status.group = group.as_ref().map(|it| (it.name().to_owned(), it.strategy()));
         let (orders, told) = mpsc::channel(ORDERS);
         let (phase, seen) = watch::channel(Phase::FIRST);
@@ -422,6 +415,25 @@ impl Inner {
             number: 1,
             instances: Vec::new(),
         }
+    }
+
+    /// The status of an instance of `program` that was not started yet.
+    fn first_status(
+        &self,
+        program: &Program,
+        allowance: &Allowance,
+        access: &Access,
+    ) -> PluginStatus {
+        let manifest = &program.manifest;
+        let mut status = self.blank(manifest.name.as_str(), State::Discovered, &program.source);
+        status.version = manifest.version.to_string();
+        status.warnings = plan::warnings(&self.config, program, access.granted());
+        status.memory_limit_bytes = allowance.memory_limit();
+        status.mechanisms = level::mechanisms(manifest.isolation, allowance);
+        if manifest.isolation != Isolation::Process {
+            status.isolation = manifest.isolation.to_string();
+        }
+        status
     }
 
     /// A plugin that is not started at all stays visible, with the reason.

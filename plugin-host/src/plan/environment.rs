@@ -114,16 +114,10 @@ fn filled(text: &str, env: &[(String, String)]) -> String {
     while let Some((before, after)) = rest.split_once('$') {
         whole.push_str(before);
         let (name, beyond) = named(after);
-        match env.iter().find(|(known, _)| known == name && name.starts_with(OWN)) {
-            Some((_, value)) => {
-                whole.push_str(value);
-                rest = beyond;
-            }
-            None => {
-                whole.push('$');
-                rest = after;
-            }
-        }
+        let value = env.iter().find(|(known, _)| known == name && name.starts_with(OWN));
+        let (value, left) = value.map_or(("$", after), |(_, value)| (value.as_str(), beyond));
+        whole.push_str(value);
+        rest = left;
     }
     whole + rest
 }

@@ -125,7 +125,7 @@ async fn plain_text_is_told_from_tls() {
         };
         let calling = async {
             let stream = TcpStream::connect(address).await.expect("connects");
-            connect(&issued.client, stream).await.err().expect("refused").to_string()
+            connect(&issued.client, stream).await.expect_err("refused").to_string()
         };
         let ((), told) = tokio::join!(serving, calling);
         assert!(told.contains("says that it listens with TLS, and it"), "{told}");

@@ -243,9 +243,8 @@ pub struct Load {
     /// A command line to run instead, quoted as for a shell
     #[arg(long, value_name = "CMD…", requires = "listen")]
     pub exec: Option<String>,
-    /// Where the program of --exec serves gRPC: unix (the socket in $BH_PLUGIN_SOCKET), tcp:PORT, or
-    /// tls:PORT with the certificate in $BH_TLS_CERT and the key in $BH_TLS_KEY
-    #[arg(long, value_name = "unix|tcp:PORT|tls:PORT", conflicts_with = "path", value_parser = parse_listen)]
+    /// Where the program of --exec serves gRPC: unix ($BH_PLUGIN_SOCKET), tcp:PORT, or tls:PORT
+    #[arg(long, value_name = "WHERE", conflicts_with = "path", value_parser = parse_listen)]
     pub listen: Option<String>,
     /// What to call the plugin [default: the manifest's name, or the program's]
     #[arg(long, value_name = "NAME")]

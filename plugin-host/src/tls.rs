@@ -6,7 +6,7 @@
 //! so does the host, for its side of the connections to this run. Both last a year: a start is the
 //! renewal.
 //!
-//! A plugin's certificate is good for serving only. With one that is good for clients, too, a plugin
+//! A plugin's certificate is good for serving only. With one that is good for clients, too, it
 //! could pose as the node to its siblings.
 //!
 //! Refuses: keys that others can read, and to trust any certificate because of who issued it. The

@@ -84,7 +84,7 @@ pub(super) fn client(
         .with_client_auth_cert(vec![own.into()], key.into())
         .map_err(io::Error::other)?;
     config.alpn_protocols = vec![ALPN.to_vec()];
-    // A few connections in a plugin's life: a handshake each is cheap, and proves its key each time.
+    // A few connections in a plugin's life: a handshake each is cheap, and proves its key again.
     config.resumption = Resumption::disabled();
     Ok(config)
 }

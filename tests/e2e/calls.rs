@@ -257,7 +257,7 @@ async fn trace_tenant_baggage_and_deadline_travel_through_a_plugin_by_themselves
         for (name, value) in travels.into_iter().chain([("bh-locality", place), ("x-own", "1")]) {
             request.metadata_mut().insert(name, value.parse().expect("ascii"));
         }
-        let seen = probe(a).inspect(request).await.must().into_inner();
+        let seen = crate::support::probe(a).inspect(request).await.must().into_inner();
         let value = |name: &str| seen.metadata.iter().find(|entry| entry.name == name);
         for (name, sent) in travels {
             assert_eq!(value(name).map(|it| &*it.value), Some(sent.as_bytes()), "{name}: {seen:?}");

@@ -10,7 +10,7 @@ use std::{path::PathBuf, time::Duration};
 
 use clap::{ArgGroup, Args, Parser, Subcommand, ValueEnum, ValueHint};
 use protocol::{
-    manifest::Permission,
+    manifest::{Listen, Permission},
     service::{MethodPath, ServiceName},
 };
 
@@ -464,11 +464,10 @@ pub enum Mesh {
 }
 
 fn parse_listen(text: &str) -> Result<String, String> {
-    let port = text.split_once(':').map(|(how, port)| (how, port.parse::<u16>()));
-    match (text, port) {
-        ("unix", _) => Ok(text.into()),
-        (_, Some((how @ ("tcp" | "tls"), Ok(port)))) if port > 0 => Ok(format!("{how}:{port}")),
-        _ => {
+    // Descriptor 3 is for programs that a manifest describes.
+    match text.parse() {
+        Ok(listen @ (Listen::Unix | Listen::Tcp(_) | Listen::Tls(_))) => Ok(listen.to_string()),
+        Ok(Listen::Fd) | Err(_) => {
             Err("expected unix, or tcp: or tls: and a port from 1 to 65535, such as tcp:50051"
                 .into())
         }

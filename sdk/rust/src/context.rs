@@ -9,6 +9,7 @@
 use std::{
     convert::Infallible,
     pin::Pin,
+    sync::Arc,
     task::{self, Poll},
     time::Instant,
 };
@@ -32,7 +33,7 @@ const TRAVELS: [HeaderName; 4] = [
 ];
 
 tokio::task_local! {
-    static CURRENT: CallContext;
+    static CURRENT: Arc<CallContext>;
 }
 
 /// The context of one call.
@@ -46,12 +47,12 @@ impl CallContext {
     /// Of the call that is served here; the empty one outside of any, and in tasks that were
     /// spawned without [`scope`](Self::scope).
     pub fn current() -> Self {
-        CURRENT.try_with(Clone::clone).unwrap_or_default()
+        CURRENT.try_with(|context| CallContext::clone(context)).unwrap_or_default()
     }
 
     /// Runs `work`, such as a task about to be spawned, in this context.
     pub fn scope<F: Future>(self, work: F) -> impl Future<Output = F::Output> {
-        CURRENT.scope(self, work)
+        CURRENT.scope(Arc::new(self), work)
     }
 
     /// When the caller gives up.
@@ -118,8 +119,10 @@ where
 {
     type Response = http::Response<Body>;
     type Error = Infallible;
-    type Future =
-        Either<S::Future, TaskLocalFuture<CallContext, Map<S::Future, fn(Answered) -> Answered>>>;
+    type Future = Either<
+        S::Future,
+        TaskLocalFuture<Arc<CallContext>, Map<S::Future, fn(Answered) -> Answered>>,
+    >;
 
     fn poll_ready(&mut self, cx: &mut task::Context<'_>) -> Poll<Result<(), Infallible>> {
         self.0.poll_ready(cx)
@@ -129,7 +132,9 @@ where
         match CallContext::of(request.headers()) {
             None => Either::Left(self.0.call(request)),
             Some(context) => {
-                let answering = CURRENT.sync_scope(context.clone(), || self.0.call(request));
+                let context = Arc::new(context);
+                let call = || self.0.call(request);
+                let answering = CURRENT.sync_scope(Arc::clone(&context), call);
                 let keep: fn(Answered) -> Answered = stay;
                 Either::Right(CURRENT.scope(context, answering.map(keep)))
             }
@@ -139,12 +144,12 @@ where
 
 /// Keeps the stream of an answer in the context in which the answer was given.
 fn stay(answered: Answered) -> Answered {
-    let context = CallContext::current();
+    let context = CURRENT.with(Arc::clone);
     answered.map(|response| response.map(|body| Body::new(Kept { context, body })))
 }
 
 struct Kept {
-    context: CallContext,
+    context: Arc<CallContext>,
     body: Body,
 }
 
@@ -157,7 +162,7 @@ impl http_body::Body for Kept {
         cx: &mut task::Context<'_>,
     ) -> Poll<Option<Result<http_body::Frame<bytes::Bytes>, tonic::Status>>> {
         let Self { context, body } = &mut *self;
-        CURRENT.sync_scope(context.clone(), || Pin::new(body).poll_frame(cx))
+        CURRENT.sync_scope(Arc::clone(context), || Pin::new(body).poll_frame(cx))
     }
 
     fn is_end_stream(&self) -> bool {

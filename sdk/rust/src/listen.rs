@@ -86,7 +86,8 @@ impl Listeners {
 /// A listener on a free port of the loopback address.
 pub(crate) fn loopback() -> Result<Listeners, ListenError> {
     let listener = std::net::TcpListener::bind(("127.0.0.1", 0)).map_err(ListenError::Loopback)?;
-    from_std_tcp(listener).map_err(ListenError::Loopback)
+    let tcp = from_std_tcp(listener).map_err(ListenError::Loopback)?;
+    Ok(Listeners { unix: None, tcp: Some(tcp) })
 }
 
 /// The port that the environment names.
@@ -157,7 +158,7 @@ fn inherited() -> Result<Listeners, ListenError> {
         Ok(None) => Ok(Listeners::default()),
         Err(_) => given
             .take_tcp_listener(0)
-            .and_then(|tcp| tcp.map_or_else(|| Ok(Listeners::default()), from_std_tcp)),
+            .and_then(|tcp| Ok(Listeners { unix: None, tcp: tcp.map(from_std_tcp).transpose()? })),
     };
     listener.map_err(ListenError::Inherited)
 }
@@ -178,10 +179,7 @@ fn bind_unix(path: &Path) -> Result<UnixListener, ListenError> {
 }
 
 fn bind_tcp(port: u16) -> Result<TcpListener, ListenError> {
-    let bound = std::net::TcpListener::bind(("127.0.0.1", port)).and_then(|listener| {
-        listener.set_nonblocking(true)?;
-        TcpListener::from_std(listener)
-    });
+    let bound = std::net::TcpListener::bind(("127.0.0.1", port)).and_then(from_std_tcp);
     bound.map_err(|error| ListenError::Port { port, error })
 }
 
@@ -190,9 +188,9 @@ fn from_std_unix(listener: os::unix::net::UnixListener) -> io::Result<Listeners>
     Ok(Listeners { unix: Some(UnixListener::from_std(listener)?), tcp: None })
 }
 
-fn from_std_tcp(listener: std::net::TcpListener) -> io::Result<Listeners> {
+fn from_std_tcp(listener: std::net::TcpListener) -> io::Result<TcpListener> {
     listener.set_nonblocking(true)?;
-    Ok(Listeners { unix: None, tcp: Some(TcpListener::from_std(listener)?) })
+    TcpListener::from_std(listener)
 }
 
 fn unix_connections(

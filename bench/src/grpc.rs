@@ -3,7 +3,11 @@
 //! Written on hyper rather than on a gRPC library, so that on a machine with few cores as little as
 //! can be goes to the side that only asks.
 
-use std::{net::SocketAddr, path::PathBuf};
+use std::{
+    net::SocketAddr,
+    path::PathBuf,
+    time::{Duration, Instant},
+};
 
 use anyhow::{Context, Result, bail, ensure};
 use bytes::{BufMut, Bytes, BytesMut};
@@ -90,6 +94,27 @@ impl Connection {
         }
         ensure!(status == Some(()), "an answer without a status ({})", head.status);
         ensure!(bytes >= call.streamed_bytes, "{bytes} bytes, not {}", call.streamed_bytes);
+        Ok(())
+    }
+
+    /// Makes one call and reads [`MESSAGE_BYTES`] of what is streamed back `every` so often, until
+    /// it is `over`; the rest is not waited for. Fails where it falls behind by more than half.
+    pub async fn paced(&self, call: &Call, every: Duration, over: impl Fn() -> bool) -> Result<()> {
+        let mut sender = self.sender.clone();
+        sender.ready().await?;
+        let mut body = sender.send_request(call.request()?).await?.into_body();
+        let begun = Instant::now();
+        let (mut bytes, mut read) = (0, 0);
+        while !over() {
+            let frame = body.frame().await.context("the stream ended early")??;
+            bytes += frame.data_ref().map_or(0, Bytes::len);
+            if bytes >= MESSAGE_BYTES {
+                (bytes, read) = (bytes - MESSAGE_BYTES, read + 1);
+                tokio::time::sleep_until((begun + every * read).into()).await;
+            }
+        }
+        let took = begun.elapsed();
+        ensure!(every * read * 2 >= took, "only {read} MiB in {took:?} beside the small calls");
         Ok(())
     }
 }

@@ -11,6 +11,8 @@ use std::{
 use protocol::id::NodeKey;
 use rustix::fs::{FlockOperation, flock};
 
+use crate::durable::write_private;
+
 /// A data directory in use by this process. The lock ends with the value, and with the process
 /// however that ends.
 #[derive(Debug)]
@@ -126,19 +128,8 @@ fn create_identity(path: &Path) -> Result<NodeKey, DataError> {
     let fail = |cause| DataError::Io { path: path.into(), cause };
     let key = NodeKey::from_seed(rand::random());
     let public = key.peer_id().verifying_key().expect("made from an ed25519 key");
-    // Written aside, synced, then renamed: a crash leaves no key or a whole one.
-    let aside = path.with_extension("new");
-    let _ = fs::remove_file(&aside);
-    let mut file =
-        OpenOptions::new().write(true).create_new(true).mode(0o600).open(&aside).map_err(fail)?;
-    for part in [&KEY_PREFIX[..], &key.seed(), public.as_bytes()] {
-        file.write_all(part).map_err(fail)?;
-    }
-    file.sync_all().map_err(fail)?;
-    fs::rename(&aside, path).map_err(fail)?;
-    if let Some(parent) = path.parent() {
-        File::open(parent).and_then(|dir| dir.sync_all()).map_err(fail)?;
-    }
+    let pair = [&KEY_PREFIX[..], &key.seed(), public.as_bytes()].concat();
+    write_private(path, &pair).map_err(fail)?;
     Ok(key)
 }
 

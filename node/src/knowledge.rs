@@ -18,10 +18,10 @@ use protocol::{
     limits::LOOKUP_MILLIS_MAX,
     service::{MethodPath, ServiceName},
 };
-use router::{Candidate, Standing, Table};
+use router::{Candidate, Declaration, Standing, Table};
 use semver::Version;
 
-use crate::{local::LocalPlugins, repeatable::Repeatable};
+use crate::{declarations::Declarations, local::LocalPlugins};
 
 /// Interfaces of others that are kept. One is a few KiB, at most
 /// [`protocol::limits::DESCRIPTORS_BYTES_MAX`].
@@ -46,7 +46,7 @@ struct Inner {
     peer: Arc<Peer>,
     /// By provider and schema hash: a peer can only spoil what is asked of itself.
     interfaces: Mutex<HashMap<(PeerId, [u8; 32]), Bytes>>,
-    repeatable: Repeatable,
+    declarations: Declarations,
 }
 
 /// One provider of one service, as the operator sees it.
@@ -64,8 +64,8 @@ impl Knowledge {
     /// Of this node.
     pub fn new(peer: Arc<Peer>, local: LocalPlugins, labels: BTreeMap<String, String>) -> Self {
         let interfaces = Mutex::new(HashMap::new());
-        let repeatable = Repeatable::default();
-        let inner = Inner { id: peer.id(), labels, local, peer, interfaces, repeatable };
+        let declarations = Declarations::default();
+        let inner = Inner { id: peer.id(), labels, local, peer, interfaces, declarations };
         Self { inner: Arc::new(inner) }
     }
 
@@ -232,15 +232,15 @@ impl router::Lookup for Knowledge {
 }
 
 impl router::Declared for Knowledge {
-    fn is_idempotent(&self, path: MethodPath, _: Instant) -> BoxFuture<'static, bool> {
+    fn of(&self, path: MethodPath, _: Instant) -> BoxFuture<'static, Declaration> {
         let known = self.clone();
         Box::pin(async move {
             let service = path.service();
             match known.describe(service.clone()).await {
                 Ok((_, descriptors)) => {
-                    known.inner.repeatable.contains(&service, path.method(), &descriptors)
+                    known.inner.declarations.of(&service, path.method(), &descriptors)
                 }
-                Err(_) => false,
+                Err(_) => Declaration::default(),
             }
         })
     }

@@ -11,7 +11,7 @@ use protocol::{
     ports::{Invoke, Reach},
     service::{MethodPath, ServiceName},
 };
-use router::{Declared, Lookup};
+use router::{Declaration, Declared, Lookup};
 
 use crate::knowledge::Knowledge;
 
@@ -77,10 +77,10 @@ impl Lookup for LateKnowledge {
 }
 
 impl Declared for LateKnowledge {
-    fn is_idempotent(&self, path: MethodPath, deadline: Instant) -> BoxFuture<'static, bool> {
+    fn of(&self, path: MethodPath, deadline: Instant) -> BoxFuture<'static, Declaration> {
         match self.0.get() {
-            Some(known) => known.is_idempotent(path, deadline),
-            None => Box::pin(std::future::ready(false)),
+            Some(known) => known.of(path, deadline),
+            None => Box::pin(std::future::ready(Declaration::default())),
         }
     }
 }

@@ -8,13 +8,16 @@
 #![allow(missing_docs, reason = "an executable's insides; its contract is the command line")]
 
 mod admin;
+mod agree;
 mod args;
 mod bootstrapping;
 mod catalog;
 mod check;
 pub mod config;
 mod data;
+mod declarations;
 mod door;
+mod durable;
 mod figures;
 mod health;
 mod init;
@@ -25,7 +28,6 @@ mod log;
 mod meters;
 mod metrics;
 mod pace;
-mod repeatable;
 mod run;
 mod sample;
 mod services;

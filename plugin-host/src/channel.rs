@@ -59,7 +59,7 @@ const CONNECTIONS_MAX: usize = 4;
 const CALLS_PER_CONNECTION: usize = 64;
 
 /// Calls to one plugin at once. More are refused at once instead of queueing where nobody sees.
-const CALLS_MAX: usize = 16_384;
+pub const CALLS_MAX: usize = 16_384;
 
 /// How long connecting may take where the caller set no earlier deadline.
 const CONNECT_PATIENCE: Duration = Duration::from_secs(5);

@@ -65,6 +65,7 @@ mod tokens;
 mod turns;
 
 pub use allowance::DISK_ENTRIES_MAX;
+pub use channel::CALLS_MAX;
 pub use config::{
     BuiltIn, CgroupPolicy, GroupConfig, HealthCheck, HostConfig, LayerPolicy, NamespacePolicy,
 };

@@ -49,6 +49,35 @@ async fn json_names_are_the_servers_own() {
 }
 
 #[tokio::test]
+async fn an_answer_that_its_plugin_says_holds_is_given_again_at_the_callers_node() {
+    let foreign = Foreign::ready().must();
+    let cluster = Cluster::start(&["a", "b"]).await.must();
+    let [a, b] = ["a", "b"].map(|name| cluster.peer(name).must());
+    b.load_from(foreign.clock().must(), "clock").await.must();
+    cluster.all_see(CLOCK, &["b"], KNOWN_WITHIN).await.must();
+    let question = r#"{"zone": "UTC", "key": "cached"}"#;
+    let flags = ["-H", "x-fresh: 600", "-d", question];
+    let now = || foreign.grpcurl(&flags, &a.ready().grpc, &["clock.v1.Clock/Now"]);
+    let mut told = Vec::new();
+    for _ in 0..5 {
+        told.push(now().await.must().json().must()["unixMs"].to_string());
+    }
+    // The first one tells that answers may be kept, the second one is.
+    assert_ne!(told[0], told[1]);
+    assert_eq!(told[1..], [&told[1]; 4].map(String::clone));
+    let outcome = ["-d", r#"{"key": "cached"}"#];
+    let outcome =
+        foreign.grpcurl(&outcome, &a.ready().grpc, &["clock.v1.Clock/Outcome"]).await.must();
+    assert_eq!(outcome.json().must()["begun"], 2);
+
+    let explain = ["explain", "clock.v1.Clock/Now", "--call", "-H", "x-fresh:600", "-d", question];
+    let cli = a.cli().must();
+    cli.run(explain).await.must().success().must();
+    let told = cli.run(explain).await.must().success().must();
+    assert!(told.contains("was answered by this node, which kept an earlier answer"), "{told}");
+}
+
+#[tokio::test]
 async fn foreign_plugins_are_supervised_and_leave_nothing() {
     let foreign = Foreign::ready().must();
     let world = World::new().must();

@@ -1,13 +1,17 @@
 %% Two roles for `bench/src/subjects/erlang.rs`. `servers` has servers that say back what they are
 %% asked. `callers` calls them from another node, as it is told on its one connection: a line
-%% `one|many IN_FLIGHT MILLIS`, answered by `NANOS COUNT` and each call's time, as
+%% `one|many|mixed IN_FLIGHT MILLIS`, answered by `NANOS COUNT` and each call's time, as
 %% `bench/src/subjects/foreign.rs` describes it.
 -module(calls).
 -behaviour(gen_server).
--export([servers/0, callers/0]).
+-export([servers/0, callers/0, pump/1]).
 -export([init/1, handle_call/3, handle_cast/2]).
 
 -define(SERVERS, 256).
+%% From one large message to the next, in milliseconds, and its bytes: as in
+%% `bench/src/subjects/mixed.rs`.
+-define(EVERY, 10).
+-define(LARGE, 1048576).
 -define(PAYLOAD, <<"0123456789abcdef0123456789abcdef">>).
 
 servers() ->
@@ -45,6 +49,16 @@ serve(Socket, Servers) ->
             halt()
     end.
 
+%% Large messages come from the servers' node meanwhile, over the one connection of both.
+run(<<"mixed">>, InFlight, Millis, Servers) ->
+    Sink = spawn_link(fun() -> sink(0) end),
+    Pump = spawn_link(Servers, ?MODULE, pump, [Sink]),
+    Result = run(<<"many">>, InFlight, Millis, Servers),
+    unlink(Pump),
+    exit(Pump, kill),
+    Sink ! {count, self()},
+    receive {count, Count} -> true = Count * ?EVERY * 2 >= Millis end,
+    Result;
 run(Mode, InFlight, Millis, Servers) ->
     Begun = now_nanos(),
     End = Begun + Millis * 1000000,
@@ -53,6 +67,20 @@ run(Mode, InFlight, Millis, Servers) ->
                || N <- lists:seq(0, InFlight - 1)],
     Times = lists:append([receive {Caller, Each} -> Each end || Caller <- Callers]),
     {now_nanos() - Begun, Times}.
+
+pump(Sink) -> pump(Sink, binary:copy(<<"x">>, ?LARGE), erlang:monotonic_time(millisecond)).
+
+pump(Sink, Large, Due) ->
+    Sink ! Large,
+    Next = Due + ?EVERY,
+    timer:sleep(max(0, Next - erlang:monotonic_time(millisecond))),
+    pump(Sink, Large, Next).
+
+sink(Count) ->
+    receive
+        {count, To} -> To ! {count, Count};
+        Large when byte_size(Large) =:= ?LARGE -> sink(Count + 1)
+    end.
 
 server(<<"one">>, _, Servers) -> {name(1), Servers};
 server(<<"many">>, N, Servers) -> {name(N rem ?SERVERS + 1), Servers}.

@@ -60,6 +60,12 @@ const COMPARISONS: &[Comparison] = &[
         ("remote-link", P50),
         &[("frames-unix", P50), ("frames-quic", P50), ("frames-unix", P50)],
     ),
+    at_least(
+        "mixed_rps_vs_erlang",
+        5.0,
+        ("remote-link-mixed", Rate256),
+        &[("erlang-mixed", Rate256)],
+    ),
     at_least("vs_erlang_rps", 5.0, ("remote-link", Rate256), &[("erlang-many", Rate256)]),
 ];
 

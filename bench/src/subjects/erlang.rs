@@ -7,11 +7,11 @@ use futures::FutureExt;
 use testnet::{cluster::World, process::Process};
 
 use super::foreign::{Callers, Foreign};
-use super::{Group, Programs, STARTED_WITHIN, Started, programs};
+use super::{Group, Programs, STARTED_WITHIN, Started, Subject, programs};
 
-/// Two nodes.
+/// Two nodes, with one connection between them, as Erlang has it.
 pub const GROUP: Group = Group {
-    names: &["erlang-one", "erlang-many"],
+    names: &["erlang-one", "erlang-many", "erlang-mixed"],
     start: |world| start(world).boxed_local(),
     respond: None,
 };
@@ -35,12 +35,19 @@ async fn start(world: &World) -> Result<Started> {
     let callers = node(world, &programs, &bin, &port, "callers")?;
     let callers =
         Callers::start(world, "erlang-callers", callers, vec![servers, names], MET_WITHIN).await?;
-    let of = |name, mode, way| Foreign { name, way, mode, callers: callers.clone() };
-    let (one, many) = (
-        "gen_server:call from one Erlang node to another, all callers to one server",
-        "gen_server:call from one Erlang node to another, a server for each caller",
-    );
-    Ok(vec![Box::new(of(GROUP.names[0], "one", one)), Box::new(of(GROUP.names[1], "many", many))])
+    let ways = [
+        ("one", "gen_server:call from one Erlang node to another, all callers to one server"),
+        ("many", "gen_server:call from one Erlang node to another, a server for each caller"),
+        (
+            "mixed",
+            "gen_server:call from one Erlang node to another, a server for each caller, while 100 \
+             messages of 1 MiB a second pass between the same nodes",
+        ),
+    ];
+    let subjects = GROUP.names.iter().zip(ways).map(|(name, (mode, way))| {
+        Box::new(Foreign { name, way, mode, callers: callers.clone() }) as Box<dyn Subject>
+    });
+    Ok(subjects.collect())
 }
 
 /// A node that runs `calls:ROLE()`.

@@ -28,20 +28,32 @@ async fn start() -> Result<Started> {
     ];
     let mut subjects = Started::new();
     for (name, way, peer) in ways {
-        let channel = LinkChannel::unix(&cluster.peer(peer)?.ready().mesh);
-        let client = EchoClient::new(channel);
-        let mut link = Linked { name, way, client, cluster: cluster.clone() };
-        ask(&mut link.client).await?;
-        subjects.push(Box::new(link));
+        subjects.push(Box::new(Linked::new(name, way, &cluster, peer).await?));
     }
     Ok(subjects)
 }
 
-struct Linked {
+/// An SDK's client at one of the peers.
+pub struct Linked {
     name: &'static str,
     way: &'static str,
     client: EchoClient<LinkChannel>,
     cluster: Rc<Cluster>,
+}
+
+impl Linked {
+    /// Asks `peer` of `cluster` once, to see that it answers.
+    pub async fn new(
+        name: &'static str,
+        way: &'static str,
+        cluster: &Rc<Cluster>,
+        peer: &str,
+    ) -> Result<Self> {
+        let channel = LinkChannel::unix(&cluster.peer(peer)?.ready().mesh);
+        let mut client = EchoClient::new(channel);
+        ask(&mut client).await?;
+        Ok(Self { name, way, client, cluster: Rc::clone(cluster) })
+    }
 }
 
 impl Subject for Linked {

@@ -11,6 +11,7 @@ mod go_plugin;
 pub mod libp2p;
 mod links;
 pub mod mesh;
+mod mixed;
 mod nats;
 mod nginx;
 mod raw;
@@ -33,6 +34,7 @@ pub const ALL: &[Group] = &[
     direct::GROUP,
     mesh::GROUP,
     links::GROUP,
+    mixed::GROUP,
     nginx::GROUP,
     nats::GROUP,
     libp2p::GROUP,

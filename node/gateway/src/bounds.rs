@@ -8,12 +8,13 @@ use protocol::limits::{MESSAGE_BYTES_MAX, METADATA_BYTES_MAX};
 pub(crate) const CONNECTIONS_MAX: usize = 1_024;
 
 /// Calls in progress on all connections of one [`crate::Grpc`]. Further ones are refused with
-/// `RESOURCE_EXHAUSTED`. At about 10 KB each this is 160 MB.
-pub(crate) const CALLS_MAX: usize = 16_384;
+/// `RESOURCE_EXHAUSTED`. At about 10 KB each this is 200 MB. More than one plugin may have, so that
+/// one which answers nothing leaves room for calls to all others.
+pub const CALLS_MAX: usize = 20_480;
 
 /// Calls in progress on one connection; a client that wants more waits, as HTTP/2 has it. High
 /// enough for a proxy that shares one connection among all of its users.
-pub(crate) const CONNECTION_CALLS_MAX: u32 = 1_000;
+pub const CONNECTION_CALLS_MAX: u32 = 1_000;
 
 /// All headers of one request, as HTTP/2 counts them: 32 bytes more for each.
 pub(crate) const HEADER_LIST_BYTES_MAX: u32 = METADATA_BYTES_MAX as u32;

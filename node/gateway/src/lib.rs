@@ -33,6 +33,7 @@ mod translate;
 mod web;
 mod wire;
 
+pub use bounds::{CALLS_MAX, CONNECTION_CALLS_MAX};
 pub use catalog::Catalog;
 pub use grpc::Grpc;
 pub use http_side::{HealthSource, health_routes, metrics_routes};

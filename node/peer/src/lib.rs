@@ -18,6 +18,7 @@ mod swarm;
 
 pub use config::{PeerConfig, PeerLimits};
 pub use discovery::LocalDescriptors;
+pub use links::CALLS_PER_PEER_MAX;
 pub use peer::{Notice, Peer, Ports};
 pub use swarm::{
     ByteStream, ConnectionView, Counters, Inbound, MessageToken, NeighbourView, PeerView,

@@ -31,6 +31,7 @@ use tokio::{
 };
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
+pub use self::inbound::CALLS_PER_PEER_MAX;
 use self::inbound::Inbound;
 use crate::{ByteStream, SwarmHandle};
 

@@ -19,6 +19,7 @@ use protocol::{
 use crate::{
     attempt::Answered,
     book::Book,
+    cache::{self, Recalled},
     chance::digest,
     condition::Ending,
     course::{Course, Facts, Next, Stop},
@@ -79,6 +80,14 @@ impl Carriage {
         trace: Option<Arc<Trace>>,
     ) -> Result<Reply, Failure> {
         let began = Instant::now();
+        let (mut call, mut key) = (call, None);
+        if scope == Scope::Mesh && shared.cache.may_hold(&call.head.path) {
+            // Boxed, so that calls which nothing is kept of do not carry the room for it.
+            match Box::pin(cache::recall(&shared, call, began, trace.as_deref())).await? {
+                Recalled::Answer(reply) => return Ok(reply),
+                Recalled::Call(asked, to_keep) => (call, key) = (asked, to_keep),
+            }
+        }
         let mut carriage = Self::new(shared, call, scope, trace)?;
         let offered = carriage.first_provider().await;
         let (service, caller) = (&carriage.service, &carriage.head.caller);
@@ -88,6 +97,10 @@ impl Carriage {
             Err(failure) => Err(failure),
         };
         match outcome {
+            Ok(answered) if scope == Scope::Mesh && cache::speaks(&answered.reply.metadata) => {
+                let answered = Box::pin(carriage.keep(answered, key)).await;
+                Ok(carriage.answer(answered, meter))
+            }
             Ok(answered) => Ok(carriage.answer(answered, meter)),
             Err(failure) => {
                 meter.failed(&failure);
@@ -209,8 +222,9 @@ impl Carriage {
         let mut known = self.policy.idempotent.contains(path.method());
         if !known {
             let due = self.watchdog.within(self.shared.settings.describe);
-            let asked = self.shared.ports.declared.is_idempotent(path.clone(), due);
-            known = tokio::time::timeout_at(due.into(), asked).await.unwrap_or(false);
+            let asked = self.shared.ports.declared.of(path.clone(), due);
+            let declared = tokio::time::timeout_at(due.into(), asked).await.unwrap_or_default();
+            known = declared.may_run_twice;
         }
         self.idempotent = Some(known);
         known

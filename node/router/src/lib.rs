@@ -3,8 +3,8 @@
 //! Owns the routing table ([`Table`]: immutable, replaced as a whole by one writer), the choice
 //! over it, and the life of a call on this node ([`Router`]): its deadline or idle bound, its
 //! attempts, what is counted of it. Refuses transport: it reaches plugins and peers through
-//! [`protocol::ports::Reach`], looks services up through [`Lookup`], and asks what may run twice
-//! through [`Declared`].
+//! [`protocol::ports::Reach`], looks services up through [`Lookup`], and asks what methods
+//! declare through [`Declared`].
 //!
 //! A call comes in through `Invoke for Router` (or [`Router::local_only`] where it comes from
 //! another peer, so that no call crosses more than one hop), takes a snapshot of the table, is
@@ -28,6 +28,7 @@
 mod attempt;
 mod book;
 mod budget;
+mod cache;
 mod carry;
 mod chance;
 mod condition;
@@ -52,10 +53,12 @@ pub use course::{Course, Facts, Next, Stop, backoff};
 pub use hedge::Times;
 pub use limit::Limiter;
 pub use policy::{
-    Breaking, Ejection, Hedging, KEY_DEFAULT, Limit, Method, Policies, Policy, Retries,
+    Breaking, CALLS_MAX, Ejection, Hedging, KEY_DEFAULT, Limit, Method, Policies, Policy, Retries,
     WEIGHT_LABEL, WEIGHT_MAX,
 };
-pub use router::{Declared, Explained, Explanation, Lookup, Ports, Router, Settings, Traced};
+pub use router::{
+    Declaration, Declared, Explained, Explanation, Lookup, Ports, Router, Settings, Traced,
+};
 pub use select::{Choice, Refused, Requirement, Seen, Selection, Traits, Unfit, Want, Why, select};
 pub use table::{Candidate, Standing, Table};
 pub use trace::{EXPLAIN, Event, LEGS, Step};

@@ -66,6 +66,7 @@ pub(crate) struct Meters {
     seconds: Family<ServiceLabels, Histogram>,
     in_flight: Family<ServiceLabels, Gauge>,
     attempts: Family<AttemptLabels, Counter>,
+    recalled: Family<ServiceLabels, Counter>,
     services: RwLock<HashMap<ServiceName, Arc<Service>>>,
     other: Arc<Service>,
 }
@@ -88,9 +89,10 @@ impl Meters {
             (|| Histogram::new(exponential_buckets(0.000_1, 2.0, 18))) as fn() -> Histogram,
         );
         let (in_flight, attempts) = (Family::default(), Family::default());
+        let recalled = Family::default();
         let other = Arc::new(service(OTHER, &seconds, &in_flight, &attempts));
         let services = RwLock::default();
-        let meters = Self { calls, seconds, in_flight, attempts, services, other };
+        let meters = Self { calls, seconds, in_flight, attempts, recalled, services, other };
         registry.register(
             "blackhole_calls",
             "Calls that ended, by service, kind of caller and gRPC status code",
@@ -110,6 +112,11 @@ impl Meters {
             "blackhole_call_attempts",
             "Times a call was offered to a provider, by what came of it",
             meters.attempts.clone(),
+        );
+        registry.register(
+            "blackhole_calls_recalled",
+            "Calls that were answered with an answer kept here, without asking a provider",
+            meters.recalled.clone(),
         );
         Arc::new(meters)
     }
@@ -191,6 +198,13 @@ impl Meter {
     /// The mesh could not bring the call to an end.
     pub(crate) fn failed(&mut self, failure: &Failure) {
         self.code = Some(failure.grpc_code());
+    }
+
+    /// The call was answered here, with what somebody had answered before.
+    pub(crate) fn recalled(mut self) {
+        self.code = Some(0);
+        let labels = ServiceLabels { service: Arc::clone(&self.service.name) };
+        self.meters.recalled.get_or_create(&labels).inc();
     }
 
     /// Counts an attempt: `None` when a provider answers.

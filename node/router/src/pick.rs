@@ -141,12 +141,12 @@ impl Carriage {
         }
         let rows = &entry.rows;
         let want = self.want(entry, now);
-        let (choice, other) =
+        let (index, other) =
             glance(rows.len(), |index| rows[index].seen(now), &want, rand::random())?;
         let target = |index: usize| Target::of(&rows[index].candidate);
-        let others = other.map(|other| target(other) != target(choice.index));
+        let others = other.map(|other| target(other) != target(index));
         // Two plugins of one peer are one target; there may be others yet.
-        (others != Some(false)).then_some((choice.index, others.is_some()))
+        (others != Some(false)).then_some((index, others.is_some()))
     }
 
     fn provider(&self, entry: &Entry, index: usize, others: bool, now: u64) -> Provider {

@@ -21,6 +21,10 @@ pub const WEIGHT_LABEL: &str = "weight";
 /// The largest weight. The smallest is 1, and what a provider without one has.
 pub const WEIGHT_MAX: u32 = 1_000;
 
+/// Calls that a plugin of this node may have at once, unless less is set: 10,000 streams of one
+/// service, and room for other calls of it.
+pub const CALLS_MAX: u32 = 16_384;
+
 /// Policies of all services.
 #[derive(Debug, Clone, Default)]
 pub struct Policies {
@@ -67,6 +71,8 @@ pub struct Policy {
     pub priority: Priority,
     /// Methods that may run twice, beside those whose descriptors say so: `Get`.
     pub idempotent: BTreeSet<String>,
+    /// Whether answers that say how long they hold are kept here.
+    pub cache: bool,
 }
 
 impl Default for Policy {
@@ -85,6 +91,7 @@ impl Default for Policy {
             limit: Limit::default(),
             priority: Priority::default(),
             idempotent: BTreeSet::new(),
+            cache: true,
         }
     }
 }
@@ -203,7 +210,7 @@ impl Default for Ejection {
 /// How many calls a plugin of this node may have at once.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Limit {
-    /// The most, and where `adaptive` begins to search downwards.
+    /// The most, at most [`CALLS_MAX`], and where `adaptive` begins to search downwards.
     pub calls_max: u32,
     /// Whether the bound follows from how long answers take.
     pub adaptive: bool,
@@ -211,7 +218,6 @@ pub struct Limit {
 
 impl Default for Limit {
     fn default() -> Self {
-        // As many as the plugin host carries to one plugin.
-        Self { calls_max: 16_384, adaptive: false }
+        Self { calls_max: CALLS_MAX, adaptive: false }
     }
 }

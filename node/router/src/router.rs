@@ -20,6 +20,7 @@ use protocol::{
 use tokio::sync::watch;
 
 use crate::{
+    cache::Cache,
     carry::{Carriage, Scope},
     meters::Meters,
     policy::Policies,
@@ -37,11 +38,19 @@ pub trait Lookup: Send + Sync {
     fn lookup(&self, service: ServiceName, deadline: Instant) -> BoxFuture<'static, bool>;
 }
 
-/// Knows which methods may run twice.
+/// Knows what methods declare of themselves.
 pub trait Declared: Send + Sync {
-    /// Whether the method's descriptors declare it idempotent or free of side effects, asked until
-    /// `deadline` at most; false where nobody knows. Remembers answers itself.
-    fn is_idempotent(&self, path: MethodPath, deadline: Instant) -> BoxFuture<'static, bool>;
+    /// What the method's descriptors say, asked until `deadline` at most. Remembers answers itself.
+    fn of(&self, path: MethodPath, deadline: Instant) -> BoxFuture<'static, Declaration>;
+}
+
+/// What a method declares of itself; the default where nobody knows.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Declaration {
+    /// It is idempotent, or free of side effects.
+    pub may_run_twice: bool,
+    /// It is free of side effects, and one message asks and one answers.
+    pub cacheable: bool,
 }
 
 /// Through what the router reaches the world.
@@ -108,6 +117,7 @@ pub(crate) struct Shared {
     pub(crate) published: watch::Sender<u64>,
     pub(crate) meters: Arc<Meters>,
     pub(crate) spare: Arc<Spare>,
+    pub(crate) cache: Cache,
     began: Instant,
 }
 
@@ -129,6 +139,7 @@ impl Router {
             published: watch::Sender::new(0),
             meters: Meters::new(registry),
             spare: Spare::new(),
+            cache: Cache::new(),
             began: Instant::now(),
         };
         Self { shared: Arc::new(shared) }

@@ -155,24 +155,23 @@ pub fn select(seen: &[Seen<'_>], want: &Want<'_>, chance: u64) -> Selection {
 
 /// The first that [`select`] could choose and another that could also answer, without a look at
 /// all: where two of `count`, drawn at random, stand in the best rank there is, the better of them
-/// is as good a choice as after all were weighed. `None` says nothing: weigh them.
+/// is as good a choice as after all were weighed. Both by their places. `None` says nothing: weigh
+/// them.
 pub(crate) fn glance<'a>(
     count: usize,
     see: impl Fn(usize) -> Seen<'a>,
     want: &Want<'_>,
     chance: u64,
-) -> Option<(Choice, Option<usize>)> {
+) -> Option<(usize, Option<usize>)> {
     let best = |one: &Seen<'_>| {
         unfit(one, want).is_none()
             && one.view.ejected_until <= want.now
             && rank(one, false, want) == (Standing::Healthy, false, false)
     };
     if count == 1 {
-        let one = see(0);
-        let why = why(&one, false, want, Why::Remaining);
-        return best(&one).then_some((Choice { index: 0, why }, None));
+        return best(&see(0)).then_some((0, None));
     }
-    if count == 0 || !order::is_by_two(want) {
+    if count == 0 || order::Rule::of(want) != order::Rule::BetterOfTwo {
         return None;
     }
     let (first, second) = order::two(count, &mut crate::chance::Chance::new(chance));
@@ -180,9 +179,8 @@ pub(crate) fn glance<'a>(
     if !best(&a) || !best(&b) {
         return None;
     }
-    let (is_second, placed) = order::better(&a, &b, want.policy.method);
-    let (one, index, other) = if is_second { (&b, second, first) } else { (&a, first, second) };
-    Some((Choice { index, why: why(one, false, want, placed) }, Some(other)))
+    let (is_second, _) = order::better(&a, &b, want.policy.method);
+    Some(if is_second { (second, Some(first)) } else { (first, Some(second)) })
 }
 
 /// Condition, whether it is a backup, whether it is far where near ones are preferred: smaller is

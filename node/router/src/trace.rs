@@ -48,6 +48,11 @@ pub enum Event {
         /// Whether that brought a provider.
         found: bool,
     },
+    /// An answer was here already, and nobody was asked.
+    Recalled {
+        /// How long ago it was given.
+        age: Duration,
+    },
     /// All candidates as the choice saw them, best first, then those that may not answer.
     Weighed(Vec<Explained>),
     /// An attempt began.
@@ -136,6 +141,9 @@ impl fmt::Display for Event {
         match self {
             Self::LookedUp { found: true } => f.write_str("nobody was known; the mesh named one"),
             Self::LookedUp { found: false } => f.write_str("nobody was known, here or in the mesh"),
+            Self::Recalled { age } => {
+                write!(f, "answered by this node, with an answer kept for {} ms", age.as_millis())
+            }
             Self::Weighed(candidates) => {
                 let eligible = candidates.iter().filter(|one| one.eligible).count();
                 write!(f, "{eligible} of {} candidates may answer", candidates.len())

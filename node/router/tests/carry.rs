@@ -10,8 +10,8 @@ use std::{
 };
 
 use blackhole_router::{
-    Breaking, Candidate, Declared, EXPLAIN, Event, Hedging, LEGS, Limit, Lookup, Method, Policies,
-    Policy, Ports, Requirement, Retries, Router, Settings, Standing, Table,
+    Breaking, Candidate, Declaration, Declared, EXPLAIN, Event, Hedging, LEGS, Limit, Lookup,
+    Method, Policies, Policy, Ports, Requirement, Retries, Router, Settings, Standing, Table,
 };
 use bytes::Bytes;
 use futures::{FutureExt, future::BoxFuture, stream};
@@ -130,8 +130,9 @@ impl Lookup for World {
 
 /// Methods whose name says so may run twice.
 impl Declared for World {
-    fn is_idempotent(&self, path: MethodPath, _: Instant) -> BoxFuture<'static, bool> {
-        std::future::ready(path.method() == "Get").boxed()
+    fn of(&self, path: MethodPath, _: Instant) -> BoxFuture<'static, Declaration> {
+        let may_run_twice = path.method() == "Get";
+        std::future::ready(Declaration { may_run_twice, cacheable: false }).boxed()
     }
 }
 

@@ -197,7 +197,11 @@ fn verdict(service: &ServiceName, steps: &[Step], ended: &Ended) -> String {
     });
     let attempts = chosen.clone().count();
     let times = if attempts == 1 { "attempt" } else { "attempts" };
+    let recalled = |step: &Step| matches!(step.what, Event::Recalled { .. });
     match chosen.next_back() {
+        None if steps.iter().any(recalled) => {
+            format!("{service} was answered by this node, which kept an earlier answer")
+        }
         None => format!("{service} was called at nobody: {}", ended.message),
         Some((plugin, peer, local)) => {
             let place = if local { "this node".to_owned() } else { peer.to_string() };
@@ -214,6 +218,7 @@ fn step(node: &Node, step: Step, offers: &[Offer]) -> api::TraceStep {
         api::TraceStep { at_us: step.at.as_micros() as u64, text, ..api::TraceStep::default() };
     told.kind = match step.what {
         Event::LookedUp { .. } => "looked-up",
+        Event::Recalled { .. } => "recalled",
         Event::Weighed(candidates) => {
             told.candidates =
                 candidates.iter().map(|one| show::candidate(node, one, offers)).collect();

@@ -10,7 +10,7 @@ use protocol::{
     ports::Locality,
     wishes::Priority,
 };
-use router::{Hedging, Method, Policies, Policy, Retries, WEIGHT_MAX};
+use router::{CALLS_MAX, Hedging, Method, Policies, Policy, Retries, WEIGHT_MAX};
 
 /// Bytes of any text here: names, labels, peer ids.
 const TEXT_BYTES_MAX: usize = 256;
@@ -54,11 +54,14 @@ fn policy(mut fields: Fields, policy: &mut Policy, found: &mut Mistakes) {
     if let Some((node, at)) = fields.take("limit")
         && let Some(mut fields) = found.map(node, &at)
     {
-        number(&mut fields, "calls", 1..=1_000_000, &mut policy.limit.calls_max, found);
+        number(&mut fields, "calls", 1..=CALLS_MAX.into(), &mut policy.limit.calls_max, found);
         if let Some((node, at)) = fields.take("adaptive") {
             set(&mut policy.limit.adaptive, found.flag(&node, &at));
         }
         fields.finish(found);
+    }
+    if let Some((node, at)) = fields.take("cache") {
+        set(&mut policy.cache, found.flag(&node, &at));
     }
     if let Some((node, at)) = fields.take("priority") {
         set(&mut policy.priority, found.choice(&node, &at, &Priority::NAMED));
@@ -133,6 +136,8 @@ fn what_of_failures(fields: &mut Fields, policy: &mut Policy, found: &mut Mistak
         && let Some(mut fields) = found.map(node, &at)
     {
         retries(&mut fields, &mut policy.retries, found);
+        let Retries { backoff, backoff_max, .. } = policy.retries;
+        ordered(&fields, ("backoff", backoff), ("backoff_max", backoff_max), found);
         fields.finish(found);
     }
     if let Some((node, at)) = fields.take("hedging") {
@@ -148,6 +153,8 @@ fn what_of_failures(fields: &mut Fields, policy: &mut Policy, found: &mut Mistak
             number(fields, "failures", 1..=1_000, &mut breaking.failures, found);
             pause(fields, "open", &mut breaking.open, found);
             pause(fields, "open_max", &mut breaking.open_max, found);
+            let (open, open_max) = (breaking.open, breaking.open_max);
+            ordered(fields, ("open", open), ("open_max", open_max), found);
             breaking
         });
     }
@@ -158,6 +165,8 @@ fn what_of_failures(fields: &mut Fields, policy: &mut Policy, found: &mut Mistak
             number(fields, "share_percent", 1..=99, &mut ejection.share_percent, found);
             pause(fields, "time", &mut ejection.time, found);
             pause(fields, "time_max", &mut ejection.time_max, found);
+            let (time, time_max) = (ejection.time, ejection.time_max);
+            ordered(fields, ("time", time), ("time_max", time_max), found);
             ejection
         });
     }
@@ -227,6 +236,19 @@ fn pause(fields: &mut Fields, key: &'static str, to: &mut Duration, found: &mut 
     }
 }
 
+/// The first of both must not be above the second, whoever said it.
+fn ordered(
+    fields: &Fields,
+    (lower, least): (&'static str, Duration),
+    (upper, most): (&'static str, Duration),
+    found: &mut Mistakes,
+) {
+    if least > most {
+        let reason = format!("{least:?} is above `{upper}`, which is {most:?}; set both");
+        found.note(0, &fields.path_of(lower), reason);
+    }
+}
+
 fn set<T>(to: &mut T, value: Option<T>) {
     if let Some(value) = value {
         *to = value;
@@ -288,6 +310,8 @@ mod tests {
     retries: {attempts: 0}
     hedging: sometimes
     breaker: 5
+    ejection: {time: 1h}
+    limit: {calls: 20000}
   services:
     not-a-service: {}
     demo.v1.Kv:
@@ -301,9 +325,11 @@ mod tests {
             "line 4: routing.default.retries.attempts: must be 1 to 8, found 0",
             "line 5: routing.default.hedging: expected a duration",
             "line 6: routing.default.breaker: expected a map, or `off`, found the number 5",
-            "line 8: routing.services.not-a-service: `not-a-service` is not a service name",
-            "line 10: routing.services.demo.v1.Kv.key: only means something with `method: hash`",
-            "line 11: routing.services.demo.v1.Kv.version: `new` is not a version requirement",
+            "line 8: routing.default.limit.calls: must be 1 to 16384, found 20000",
+            "line 10: routing.services.not-a-service: `not-a-service` is not a service name",
+            "line 12: routing.services.demo.v1.Kv.key: only means something with `method: hash`",
+            "line 13: routing.services.demo.v1.Kv.version: `new` is not a version requirement",
+            "routing.default.ejection.time: 3600s is above `time_max`, which is 300s; set both",
         ];
         assert_eq!(told.len(), expected.len(), "{told:#?}");
         for (told, expected) in told.iter().zip(expected) {

@@ -1,8 +1,7 @@
 //! Identities on disk: one file each, in the service's own state directory.
 //!
-//! A file is whole or it is not there: it is written under another name, flushed, and renamed, and
-//! then the directory is flushed. Only after that is it told. Refuses to remember what the disk
-//! did not take.
+//! An identity is told only after its file is whole on disk. Refuses to remember what the disk did
+//! not take.
 //!
 //! Mode 0600 in a directory that only the service's user can open. Seeds are not encrypted: a
 //! service that starts by itself would have to keep the key to them beside them.
@@ -10,13 +9,14 @@
 use std::{
     collections::BTreeMap,
     fs, io,
-    io::Write,
-    os::unix::fs::{DirBuilderExt, OpenOptionsExt},
+    os::unix::fs::DirBuilderExt,
     path::{Path, PathBuf},
 };
 
 use protocol::id::NodeKey;
 use serde_json::{Value, json};
+
+use crate::durable::{ASIDE, write_private};
 
 /// Bytes of one file: a name of 64 characters, escaped, and 64 digits.
 const FILE_BYTES_MAX: u64 = 4_096;
@@ -64,7 +64,7 @@ impl Keys {
                         by_name.insert(name, key);
                     }
                     // A write that never came to its end was never told either.
-                    Some("part") => fs::remove_file(&path)?,
+                    Some(ASIDE) => fs::remove_file(&path)?,
                     _ => {}
                 }
             }
@@ -108,21 +108,8 @@ impl Keys {
 fn write(directory: &Path, name: &str, key: &NodeKey) -> io::Result<()> {
     // Named after the key, for a name may have a slash.
     let path = directory.join(format!("{}.key", key.peer_id()));
-    let part = path.with_extension("part");
-    let written = json!({ "v": 1, "name": name, "seed": hex(&key.seed()) }).to_string();
-    let mut options = fs::OpenOptions::new();
-    let mut file = options.write(true).create(true).truncate(true).mode(0o600).open(&part)?;
-    let done = file
-        .write_all(written.as_bytes())
-        .and_then(|()| file.sync_all())
-        .and_then(|()| fs::rename(&part, &path))
-        .and_then(|()| fs::File::open(directory)?.sync_all());
-    if done.is_err() {
-        // Not told, so not there: neither now nor after a restart.
-        let _ = fs::remove_file(&part);
-        let _ = fs::remove_file(&path);
-    }
-    done
+    let text = json!({ "v": 1, "name": name, "seed": hex(&key.seed()) }).to_string();
+    write_private(&path, text.as_bytes())
 }
 
 fn read(path: &Path) -> io::Result<(String, NodeKey)> {
@@ -201,7 +188,7 @@ mod tests {
     #[test]
     fn a_broken_file_is_told_and_a_half_written_one_was_never_told() {
         let directory = tempfile::tempdir().expect("made");
-        fs::write(directory.path().join("x.part"), "half").expect("written");
+        fs::write(directory.path().join("x.new"), "half").expect("written");
         assert!(Keys::open(Some(directory.path().into())).expect("opens").all().next().is_none());
         for text in ["", "{}", r#"{"v":2}"#, r#"{"v":1,"name":"a","seed":"zz"}"#] {
             fs::write(directory.path().join("x.key"), text).expect("written");

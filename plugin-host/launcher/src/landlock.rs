@@ -11,6 +11,7 @@
 //! know sockets with a path.
 
 use std::{
+    collections::{BTreeMap, BTreeSet},
     fs, io,
     path::{Path, PathBuf},
 };
@@ -24,7 +25,7 @@ use rustix::fs::{Mode, OFlags};
 
 use crate::{
     jail::{Layer, Refusal},
-    spec::{Bind, Internet, JailSpec},
+    spec::{Bind, Internet, JailSpec, RootSpec},
 };
 
 const LAYER: &str = "landlock";
@@ -140,6 +141,9 @@ fn grant_path(
 fn grants(spec: &JailSpec) -> io::Result<Vec<(PathBuf, Grant)>> {
     let mut grants = Vec::new();
     let masks = if spec.namespaces { Vec::new() } else { real(&spec.root.masks) };
+    let filled = if spec.namespaces { filled(&spec.root) } else { BTreeSet::new() };
+    let is_alone = |path: &Path| path.parent().is_none_or(|parent| !filled.contains(parent));
+    grants.extend(filled.iter().map(|path| (path.to_path_buf(), Grant::Execute)));
     for bind in &spec.root.binds {
         let grant = match (bind.device, bind.writable) {
             (true, _) => Grant::Device,
@@ -147,15 +151,16 @@ fn grants(spec: &JailSpec) -> io::Result<Vec<(PathBuf, Grant)>> {
             (false, false) => Grant::Execute,
         };
         if spec.namespaces {
-            grants.push((bind.target.clone(), grant));
+            if grant != Grant::Execute || is_alone(&bind.target) {
+                grants.push((bind.target.clone(), grant));
+            }
         } else {
             let paths = sources(bind, &masks)?;
             grants.extend(paths.into_iter().map(|path| (path, grant)));
         }
     }
-    for (path, _) in &spec.root.files {
-        grants.push((path.clone(), Grant::Read));
-    }
+    let files = spec.root.files.iter().filter(|(path, _)| is_alone(path));
+    grants.extend(files.map(|(path, _)| (path.clone(), Grant::Read)));
     for device in DEVICES {
         grants.push((device.into(), Grant::Update));
     }
@@ -171,6 +176,21 @@ fn grants(spec: &JailSpec) -> io::Result<Vec<(PathBuf, Grant)>> {
         grants.extend(MACHINE.iter().map(|path| (PathBuf::from(path), Grant::Read)));
     }
     Ok(grants)
+}
+
+/// Directories that the private root makes and fills with more than one thing to read, such as
+/// `/etc`: one rule for each says the same as one for each entry, and each rule costs every start.
+fn filled(root: &RootSpec) -> BTreeSet<&Path> {
+    let read = root.binds.iter().filter(|bind| !bind.writable && !bind.device);
+    let read = read.map(|bind| &bind.target).chain(root.files.iter().map(|(path, _)| path));
+    let mut counts = BTreeMap::new();
+    for parent in read.filter_map(|path| path.parent()) {
+        *counts.entry(parent).or_insert(0) += 1;
+    }
+    // What is within a bind is not the root's own, and the root has its own rule.
+    let own = |path: &Path| !root.binds.iter().any(|bind| path.starts_with(&bind.target));
+    let filled = counts.into_iter().filter(|(_, count)| *count > 1).map(|(path, _)| path);
+    filled.filter(|path| *path != Path::new("/") && own(path)).collect()
 }
 
 /// Of the whole machine, what run-times read at their start. Landlock itself keeps what lies
@@ -301,6 +321,38 @@ mod tests {
         let bind = Bind { source: root.clone(), target: root.clone(), ..Bind::default() };
         let kept = sources(&bind, &[root.join("secret")]).expect("listed");
         assert_eq!(kept, [root.join("open")]);
+    }
+
+    #[test]
+    fn a_directory_of_the_private_root_is_one_rule_and_what_lies_in_a_bind_is_its_own() {
+        let bind = |path: &str, writable| Bind {
+            source: path.into(),
+            target: path.into(),
+            writable,
+            ..Bind::default()
+        };
+        let binds = [
+            bind("/usr", false),
+            bind("/etc/ssl", false),
+            bind("/etc/localtime", false),
+            bind("/etc/app", true),
+            bind("/opt", false),
+            bind("/opt/a/one", false),
+            bind("/opt/a/two", false),
+            bind("/home/u/alone", false),
+        ];
+        let files = vec![("/etc/passwd".into(), String::new())];
+        let root = RootSpec { binds: binds.into(), files, ..RootSpec::default() };
+        let spec = JailSpec { namespaces: true, root, ..JailSpec::default() };
+        let of = |grants: Vec<(PathBuf, Grant)>, wanted| -> Vec<PathBuf> {
+            let found = grants.into_iter().filter(|(_, grant)| *grant == wanted);
+            found.map(|(path, _)| path).collect()
+        };
+        let grants = || grants(&spec).expect("pure here");
+        let alone = ["/etc", "/usr", "/opt", "/opt/a/one", "/opt/a/two", "/home/u/alone"];
+        assert_eq!(of(grants(), Grant::Execute), alone.map(PathBuf::from));
+        assert!(of(grants(), Grant::Write).contains(&"/etc/app".into()));
+        assert!(!of(grants(), Grant::Read).contains(&"/etc/passwd".into()));
     }
 
     #[test]

@@ -51,10 +51,11 @@ impl Trees {
         let mut maps = IdMaps::default();
         let mut binds = Vec::new();
         for bind in &spec.root.binds {
-            if bind.optional && fs::metadata(&bind.source).is_err() {
-                continue;
-            }
-            let (tree, metadata) = opened(bind).map_err(|error| unreadable(bind, &error))?;
+            let (tree, metadata) = match opened(bind) {
+                Ok(opened) => opened,
+                Err(_) if bind.optional && fs::metadata(&bind.source).is_err() => continue,
+                Err(error) => return Err(unreadable(bind, &error)),
+            };
             if let (true, Some(outside)) = (bind.own, spec.outside_id) {
                 // A convenience: not every file system can.
                 let _ = maps.apply(&tree, metadata.uid(), metadata.gid(), outside);
@@ -238,12 +239,21 @@ fn place(site: &Path, path: &Path, is_directory: bool) -> io::Result<PathBuf> {
     let path = inside(site, path);
     if is_directory {
         fs::create_dir_all(&path)?;
-    } else if !path.is_file() {
-        // Within another bind, which may be read-only, it is there already.
-        make_parent(&path)?;
-        fs::OpenOptions::new().write(true).create(true).truncate(false).mode(0o444).open(&path)?;
+        return Ok(path);
     }
-    Ok(path)
+    let make = || fs::OpenOptions::new().write(true).create_new(true).mode(0o444).open(&path);
+    let made = match make() {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {
+            make_parent(&path)?;
+            make()
+        }
+        made => made,
+    };
+    match made {
+        // Within another bind, which may be read-only, it is there already.
+        Err(error) if error.kind() != io::ErrorKind::AlreadyExists => Err(error),
+        _ => Ok(path),
+    }
 }
 
 fn make_parent(path: &Path) -> io::Result<()> {

@@ -30,6 +30,7 @@ use crate::{
     lane::{Moving, Queue, Unread, Via, Way},
     outbound::{Burst, Outbound},
     send::send,
+    share::Place,
     wire::{Begin, Wire},
 };
 
@@ -61,6 +62,8 @@ pub(crate) struct Call {
     /// How far the link must be written for the other side to know of the call.
     pub(crate) opened_at: Option<u64>,
     pub(crate) moving: Moving,
+    /// Held for as long as the call is kept here.
+    pub(crate) place: Option<Place>,
     touched: Instant,
     window: Window,
     stalled: bool,
@@ -84,6 +87,7 @@ impl Call {
             inbound_over: false,
             opened_at: None,
             moving: Moving::default(),
+            place: None,
             touched: now,
             window: Window { left: CALL_CREDIT_BYTES, size: CALL_CREDIT_BYTES },
             stalled: false,

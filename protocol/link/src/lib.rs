@@ -31,6 +31,7 @@ mod outbound;
 mod reconnecting;
 mod send;
 mod serve;
+mod share;
 mod wire;
 
 use std::{future::Future, sync::Arc, time::Duration};
@@ -47,6 +48,7 @@ pub use client::Link;
 pub use dialect::{Dialect, Socket, connect, sniff};
 pub use lane::{Arrival, OpenLane, Seat, Unread, arrival};
 pub use reconnecting::Reconnecting;
+pub use share::Share;
 
 /// Calls in flight on one link; the next one is refused as busy, at once. A call costs about a
 /// kilobyte while it waits, so this is 4 MB.
@@ -88,6 +90,8 @@ pub struct LinkSettings {
     pub peer: Option<PeerId>,
     /// Calls in flight; see [`CALLS_MAX`].
     pub calls_max: usize,
+    /// What a link that answers has with others of the same peer together.
+    pub share: Option<Arc<Share>>,
     /// Bytes kept for readers; see [`QUEUED_BYTES_MAX`].
     pub queued_bytes_max: usize,
     /// See [`QUIET`].
@@ -107,6 +111,7 @@ impl Default for LinkSettings {
         Self {
             peer: None,
             calls_max: CALLS_MAX,
+            share: None,
             queued_bytes_max: QUEUED_BYTES_MAX,
             quiet: QUIET,
             silence: SILENCE,

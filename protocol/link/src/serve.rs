@@ -28,6 +28,7 @@ use crate::{
     half::{self, Half},
     lane::{Queue, Seat, Unread, Via},
     outbound::{Outbound, guard},
+    share::Place,
     wire::Begin,
 };
 
@@ -290,15 +291,21 @@ impl<S: AsyncRead + AsyncWrite + Send + Unpin + 'static> Server<S> {
         if self.core.calls.contains_key(&id.0) {
             return Err(LinkEnd::Violation { what: "it opened a call under the id of another" });
         }
-        if let Some(refusal) = self.refusal(&request) {
-            self.core.wire.out.encode(Bytes::new(), |encoder, out| encoder.fail(out, id, &refusal));
-            return Ok(());
-        }
+        let place = match self.admit(&request) {
+            Ok(place) => place,
+            Err(refusal) => {
+                let out = &mut self.core.wire.out;
+                out.encode(Bytes::new(), |encoder, out| encoder.fail(out, id, &refusal));
+                return Ok(());
+            }
+        };
         let now = self.core.now;
         let deadline = request.time_left.and_then(|left| now.checked_add(left));
         let half = Half::new(self.core.desk.clone(), CALL_CREDIT_BYTES / 2);
         half.number(id.0);
-        self.core.insert(id.0, Call::new(half.clone(), deadline, now));
+        let mut call = Call::new(half.clone(), deadline, now);
+        call.place = place;
+        self.core.insert(id.0, call);
         self.receive(id, Via::Link, request.data, request.end.then(HeaderMap::new))?;
         if !self.core.calls.contains_key(&id.0) {
             return Ok(()); // Shed.
@@ -322,20 +329,25 @@ impl<S: AsyncRead + AsyncWrite + Send + Unpin + 'static> Server<S> {
         Ok(())
     }
 
-    /// Why a call is not taken, if it is not.
-    fn refusal(&self, request: &Request) -> Option<Failure> {
-        let calls_max = self.core.settings.calls_max;
+    /// The call's place among all of its peer, where those are counted; or why it is not taken.
+    fn admit(&self, request: &Request) -> Result<Option<Place>, Failure> {
+        let LinkSettings { calls_max, share, .. } = &self.core.settings;
         if self.drain.is_none() {
-            Some(Failure::not_started(Reason::Unreachable, "the node is shutting down"))
-        } else if self.core.calls.len() >= calls_max {
-            let message = format!("{calls_max} calls are in flight on this link already");
-            Some(Failure::not_started(Reason::Busy, message))
-        } else if request.time_left.is_some_and(|left| left.is_zero()) {
-            let message = "the caller's deadline passed before the call was begun";
-            Some(Failure::not_started(Reason::DeadlineExceeded, message))
-        } else {
-            None
+            return Err(Failure::not_started(Reason::Unreachable, "the node is shutting down"));
         }
+        if self.core.calls.len() >= *calls_max {
+            let message = format!("{calls_max} calls are in flight on this link already");
+            return Err(Failure::not_started(Reason::Busy, message));
+        }
+        if request.time_left.is_some_and(|left| left.is_zero()) {
+            let message = "the caller's deadline passed before the call was begun";
+            return Err(Failure::not_started(Reason::DeadlineExceeded, message));
+        }
+        let Some(share) = share else { return Ok(None) };
+        share.take().map(Some).ok_or_else(|| {
+            let message = format!("{} calls of this peer are in flight already", share.calls_max());
+            Failure::not_started(Reason::Busy, message)
+        })
     }
 
     fn receive(

@@ -6,7 +6,7 @@
 
 use std::{sync::Arc, time::Duration};
 
-use link::{Arrival, LinkSettings, PREFACE_WITHIN, Seat, Unread};
+use link::{Arrival, CALLS_MAX, LinkSettings, PREFACE_WITHIN, Seat, Share, Unread};
 use protocol::{
     id::PeerId,
     ports::{Caller, Invoke},
@@ -15,6 +15,10 @@ use tokio::{sync::oneshot, time::timeout};
 use tokio_util::sync::CancellationToken;
 
 use super::{OpenStream, Pool, State};
+
+/// Calls of one peer in progress here, on all the links it opened: as many as one link has, so that
+/// who opens more of them gets no more done.
+pub const CALLS_PER_PEER_MAX: usize = CALLS_MAX;
 
 /// Links that all peers together may have opened to this one.
 const INBOUND_MAX: usize = 1_024;
@@ -38,8 +42,18 @@ const _: () = assert!(INBOUND_PER_PEER_MAX + DRAINING_PER_PEER_MAX < INBOUND_MAX
 pub(super) struct Inbound<S> {
     number: u64,
     drain: CancellationToken,
+    /// The same for all links of one peer.
+    share: Arc<Share>,
     /// The way to its seat for a lane, until one has come.
     lane: Option<oneshot::Sender<Unread<S>>>,
+}
+
+/// A link that has its place.
+struct Admitted<S> {
+    number: u64,
+    drain: CancellationToken,
+    share: Arc<Share>,
+    seat: Seat<S>,
 }
 
 impl<O: OpenStream> Pool<O> {
@@ -81,11 +95,12 @@ impl<O: OpenStream> Pool<O> {
         stream: Unread<O::Stream>,
         handler: Arc<dyn Invoke>,
     ) {
-        let Some((number, drain, seat)) = self.admit(peer) else {
+        let Some(Admitted { number, drain, share, seat }) = self.admit(peer) else {
             tracing::debug!(%peer, "refused a link: the peer has too many");
             return;
         };
-        let settings = LinkSettings { peer: Some(peer), ..LinkSettings::default() };
+        let settings =
+            LinkSettings { peer: Some(peer), share: Some(share), ..LinkSettings::default() };
         let drained = drain.clone().cancelled_owned();
         let caller = Caller::Peer(peer);
         let served = link::serve_with_lane(stream, seat, settings, caller, handler, drained);
@@ -102,7 +117,7 @@ impl<O: OpenStream> Pool<O> {
     }
 
     /// A place for one more link of `peer`, if there is one.
-    fn admit(&self, peer: PeerId) -> Option<(u64, CancellationToken, Seat<O::Stream>)> {
+    fn admit(&self, peer: PeerId) -> Option<Admitted<O::Stream>> {
         let mut state = self.state.lock();
         let links = state.inbound.get(&peer).map_or(&[][..], Vec::as_slice);
         let taking: Vec<_> = links.iter().filter(|link| !link.drain.is_cancelled()).collect();
@@ -116,13 +131,16 @@ impl<O: OpenStream> Pool<O> {
         {
             oldest.drain.cancel();
         }
+        let shared = links.first().map(|link| Arc::clone(&link.share));
+        let share = shared.unwrap_or_else(|| Share::new(CALLS_PER_PEER_MAX));
         state.next += 1;
         state.inbound_count += 1;
         let (number, drain) = (state.next, self.drain.child_token());
         let (seat, way) = Seat::new(number);
-        let inbound = Inbound { number, drain: drain.clone(), lane: Some(way) };
+        let admitted = Admitted { number, drain: drain.clone(), share: Arc::clone(&share), seat };
+        let inbound = Inbound { number, drain, share, lane: Some(way) };
         state.inbound.entry(peer).or_default().push(inbound);
-        Some((number, drain, seat))
+        Some(admitted)
     }
 
     fn dismiss(&self, peer: PeerId, number: u64) {

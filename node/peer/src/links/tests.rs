@@ -394,6 +394,43 @@ async fn a_peer_cannot_pile_up_links_that_are_being_drained() {
 }
 
 #[tokio::test]
+async fn all_links_of_one_peer_have_together_as_many_calls_as_one_and_others_are_not_concerned() {
+    let world = World::new();
+    let (begun, mut calls) = mpsc::channel(CALLS_PER_PEER_MAX + 2);
+    let handler: Arc<dyn Invoke> = Arc::new(Never(begun));
+    let open = |seed| {
+        let (near, far) = tokio::io::duplex(64 * 1024);
+        world.pool.serve_inbound(peer(seed), Either::Left(near), handler.clone());
+        let (link, driver) = link::client(far, LinkSettings::default());
+        (link, tokio::spawn(driver))
+    };
+    let (first, _driver) = open(7);
+    let mut held: Vec<_> = (0..CALLS_PER_PEER_MAX).map(|_| first.invoke(call())).collect();
+    for _ in 0..CALLS_PER_PEER_MAX {
+        within("a call", calls.recv()).await.expect("the handler lives");
+    }
+    let (second, _driver) = open(7);
+    let refused = within("a refusal", second.invoke(call())).await.err().expect("refused");
+    assert_eq!((refused.ran, refused.reason), (Ran::NotStarted, Reason::Busy), "{refused}");
+    let (other, _driver) = open(8);
+    let _of_another = other.invoke(call());
+    within("another peer's call", calls.recv()).await.expect("the handler lives");
+
+    held.pop();
+    // The place is free once the far side has heard of it: until then the call is refused.
+    within("the place of a call that was cancelled", async {
+        loop {
+            let mut answer = second.invoke(call());
+            tokio::select! {
+                answer = &mut answer => drop(answer.err().expect("nothing answers")),
+                _ = calls.recv() => break,
+            }
+        }
+    })
+    .await;
+}
+
+#[tokio::test]
 async fn shutdown_finishes_calls_refuses_new_ones_and_leaves_no_task() {
     let mut world = World::new();
     let reached = world.pool.reach(peer(2), soon());

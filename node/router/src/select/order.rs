@@ -16,6 +16,29 @@ pub(crate) const LOAD_DIFFERENCE_MIN: u8 = 20;
 /// tried once, and not by everybody before it has answered.
 const UNKNOWN_MICROS: u64 = 1_000_000;
 
+/// What the order within a rank follows.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Rule {
+    Turn,
+    Weight,
+    /// The session for which this stands.
+    Key(u64),
+    /// Again and again the better of two drawn at random.
+    BetterOfTwo,
+}
+
+impl Rule {
+    /// A call without a session is sent like those of services that have none.
+    pub(super) fn of(want: &Want<'_>) -> Self {
+        match (want.policy.method, want.key) {
+            (Method::RoundRobin, _) => Self::Turn,
+            (Method::Weighted, _) => Self::Weight,
+            (Method::Hash, Some(key)) => Self::Key(key),
+            (Method::Hash | Method::LowestLatency | Method::LeastLoaded, _) => Self::BetterOfTwo,
+        }
+    }
+}
+
 /// Hands the candidates of one rank to `place` in their order, each with the reason for its place.
 pub(super) fn arrange(
     seen: &[Seen<'_>],
@@ -28,14 +51,14 @@ pub(super) fn arrange(
         place(*only, Why::Remaining);
         return;
     }
-    match (want.policy.method, want.key) {
-        (Method::RoundRobin, _) => {
+    match Rule::of(want) {
+        Rule::Turn => {
             rank.rotate_left((want.turn % rank.len() as u64) as usize);
             for (_, index) in rank {
                 place(*index, Why::Turn);
             }
         }
-        (Method::Hash, Some(key)) => {
+        Rule::Key(key) => {
             rank.sort_by_key(|(_, index)| {
                 let one = &seen[*index];
                 (Reverse(mix(key ^ one.traits.identity)), one.candidate.instance)
@@ -44,19 +67,8 @@ pub(super) fn arrange(
                 place(*index, Why::Keyed);
             }
         }
-        (Method::Weighted, _) => weighted(seen, rank, chance, place),
-        (Method::LowestLatency | Method::LeastLoaded | Method::Hash, _) => {
-            two_choices(seen, rank, chance, want.policy.method, place);
-        }
-    }
-}
-
-/// Whether the method goes by the better of two drawn at random.
-pub(super) fn is_by_two(want: &Want<'_>) -> bool {
-    match want.policy.method {
-        Method::LowestLatency | Method::LeastLoaded => true,
-        Method::Hash => want.key.is_none(),
-        Method::RoundRobin | Method::Weighted => false,
+        Rule::Weight => weighted(seen, rank, chance, place),
+        Rule::BetterOfTwo => two_choices(seen, rank, chance, want.policy.method, place),
     }
 }
 

@@ -377,16 +377,16 @@ proptest! {
         }
         let policy = Policy::default();
         let want = want(locality, &requirement, &policy);
-        let Some((choice, other)) = glance(seen.len(), |index| seen[index], &want, chance) else {
+        let Some((index, other)) = glance(seen.len(), |index| seen[index], &want, chance) else {
             return Ok(());
         };
         let weighed = select(&seen, &want, chance);
         let rank_of = |index: usize| rank(&seen[index], false, &want);
-        prop_assert_eq!(rank_of(choice.index), rank_of(weighed.choices[0].index));
-        for index in std::iter::once(choice.index).chain(other) {
-            prop_assert!(weighed.choices.iter().any(|one| one.index == index));
+        prop_assert_eq!(rank_of(index), rank_of(weighed.choices[0].index));
+        for place in std::iter::once(index).chain(other) {
+            prop_assert!(weighed.choices.iter().any(|one| one.index == place));
         }
-        prop_assert_ne!(Some(choice.index), other);
+        prop_assert_ne!(Some(index), other);
     }
 
     #[test]
@@ -402,7 +402,8 @@ proptest! {
         let (requirement, policy) = (anything(), Policy::default());
         let want = want(Locality::Any, &requirement, &policy);
         let glanced = glance(seen.len(), |index| seen[index], &want, chance);
-        prop_assert_eq!(glanced.map(|it| it.0), Some(select(&seen, &want, chance).choices[0]));
+        let weighed = select(&seen, &want, chance).choices[0].index;
+        prop_assert_eq!(glanced.map(|it| it.0), Some(weighed));
     }
 }
 

@@ -22,8 +22,9 @@ mod subjects;
 
 use std::{path::PathBuf, process::ExitCode, time::Duration};
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail};
 use clap::{Parser, Subcommand, ValueEnum, builder::FalseyValueParser};
+use tokio::signal::unix::{self, SignalKind};
 
 /// Measures Blackhole beside its peers, and writes a table and a report.
 #[derive(Debug, Parser)]
@@ -115,12 +116,12 @@ fn run(args: &Args) -> Result<()> {
         Suite::Calls => {
             let mut plan = if args.quick { calls::Plan::QUICK } else { calls::Plan::FULL };
             plan.steady = args.steady;
-            runtime.block_on(calls::measure(plan, &args.only))?
+            runtime.block_on(unless_told_to_end(calls::measure(plan, &args.only)))?
         }
         Suite::Host => {
             println!("{}", machine::described());
             let plan = if args.quick { host::Plan::QUICK } else { host::Plan::FULL };
-            let measured = runtime.block_on(host::measure(plan, &args.only))?;
+            let measured = runtime.block_on(unless_told_to_end(host::measure(plan, &args.only)))?;
             failed = measured.failed;
             measured.figures
         }
@@ -141,6 +142,19 @@ fn run(args: &Args) -> Result<()> {
     println!("{} figures in {} and {}", figures.len(), path.display(), page.display());
     anyhow::ensure!(failed.is_empty(), "not measured: {}; see above", failed.join(", "));
     Ok(())
+}
+
+/// Measures, until Ctrl-C or SIGTERM: whatever was started ends then as it does otherwise, when it
+/// is dropped.
+async fn unless_told_to_end<T>(measuring: impl Future<Output = Result<T>>) -> Result<T> {
+    let signal = |kind| unix::signal(kind).context("no signals can be taken");
+    let mut interrupted = signal(SignalKind::interrupt())?;
+    let mut terminated = signal(SignalKind::terminate())?;
+    tokio::select! {
+        measured = measuring => measured,
+        _ = interrupted.recv() => bail!("interrupted; what it had started was ended"),
+        _ = terminated.recv() => bail!("told to end; what it had started was ended"),
+    }
 }
 
 #[cfg(test)]

@@ -10,7 +10,7 @@
 -define(SERVERS, 256).
 %% From one large message to the next, in milliseconds, and its bytes: as in
 %% `bench/src/subjects/mixed.rs`.
--define(EVERY, 10).
+-define(EVERY, 40).
 -define(LARGE, 1048576).
 -define(PAYLOAD, <<"0123456789abcdef0123456789abcdef">>).
 

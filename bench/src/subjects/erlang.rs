@@ -40,7 +40,7 @@ async fn start(world: &World) -> Result<Started> {
         ("many", "gen_server:call from one Erlang node to another, a server for each caller"),
         (
             "mixed",
-            "gen_server:call from one Erlang node to another, a server for each caller, while 100 \
+            "gen_server:call from one Erlang node to another, a server for each caller, while 25 \
              messages of 1 MiB a second pass between the same nodes",
         ),
     ];

@@ -24,7 +24,7 @@ pub const GROUP: Group =
     Group { names: &["remote-link-mixed"], start: |_| start().boxed_local(), respond: None };
 
 /// From one large message of 1 MiB to the next. `bench/peers/erlang/calls.erl` has the same.
-const EVERY: Duration = Duration::from_millis(10);
+const EVERY: Duration = Duration::from_millis(40);
 
 /// More large messages than any run takes.
 const MESSAGES: u32 = 100_000;
@@ -32,7 +32,7 @@ const MESSAGES: u32 = 100_000;
 async fn start() -> Result<Started> {
     let cluster = Rc::new(two_peers(Transport::Quic).await?);
     let bulk = grpc_of(cluster.peer(FAR)?)?;
-    let way = "SDK client in frames, peer, peer (QUIC), SDK plugin, while 100 messages of 1 MiB a \
+    let way = "SDK client in frames, peer, peer (QUIC), SDK plugin, while 25 messages of 1 MiB a \
                second pass between the same peers";
     let small = Linked::new(GROUP.names[0], way, &cluster, FAR).await?;
     Ok(vec![Box::new(Mixed { small, bulk })])

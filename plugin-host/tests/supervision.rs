@@ -378,6 +378,25 @@ async fn health_is_checked_as_the_operator_says_for_this_one() {
 }
 
 #[tokio::test]
+async fn a_restart_that_meets_the_end_of_a_plugin_that_is_given_up_begins_a_new_life() {
+    let overrides = Overrides { restart: Some(RestartWhen::Never), ..Overrides::default() };
+    let mut world = World::new().await;
+    let once = LoadRequest { overrides, ..request("once", &[]) };
+    world.host.load(once).await.expect("loads");
+    let _reading = read_on(&mut world);
+    for cycle in 0..30 {
+        let status = world.until("once", |it| it.state == State::Running).await;
+        let channel = world.reach(status.instance.expect("running")).await.expect("running");
+        // It ends before, while, or after it is told to start again.
+        assert!(channel.invoke(call("Crash", empty(), None)).await.is_err());
+        drop(channel);
+        let again = timeout(PATIENCE, world.host.restart("once")).await.expect("in time");
+        assert_eq!(again.expect("starts").state, State::Running, "cycle {cycle}");
+    }
+    world.host.shutdown().await;
+}
+
+#[tokio::test]
 async fn what_cannot_be_executed_fails_at_once_even_where_it_ran_before() {
     let mut world = World::with(|config| config.restart = quick()).await;
     let directory = tempfile::tempdir().expect("made");

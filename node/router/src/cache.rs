@@ -95,7 +95,7 @@ pub(crate) enum Recalled {
     /// The answer that was kept.
     Answer(Reply),
     /// The call goes on, and where there is a key its answer may be kept under it.
-    Call(Call, Option<Key>),
+    Call(Box<Call>, Option<Key>),
 }
 
 impl Cache {
@@ -174,7 +174,7 @@ pub(crate) async fn recall(
     let Call { head, body } = call;
     let word = Word::of(&head.metadata);
     if word.no_store {
-        return Ok(Recalled::Call(Call { head, body }, None));
+        return Ok(Recalled::Call(Box::new(Call { head, body }), None));
     }
     let meter = || shared.meters.begin(&head.path.service(), &head.caller, true, began);
     let mut watchdog = Watchdog::new(head.deadline, Progress::new(), shared.settings.idle);
@@ -191,7 +191,7 @@ pub(crate) async fn recall(
         meter().recalled();
         return Ok(Recalled::Answer(kept.reply(now)));
     }
-    Ok(Recalled::Call(Call { head, body: Body::new(question) }, key))
+    Ok(Recalled::Call(Box::new(Call { head, body: Body::new(question) }), key))
 }
 
 impl Carriage {

@@ -85,7 +85,7 @@ impl Carriage {
             // Boxed, so that calls which nothing is kept of do not carry the room for it.
             match Box::pin(cache::recall(&shared, call, began, trace.as_deref())).await? {
                 Recalled::Answer(reply) => return Ok(reply),
-                Recalled::Call(asked, to_keep) => (call, key) = (asked, to_keep),
+                Recalled::Call(asked, to_keep) => (call, key) = (*asked, to_keep),
             }
         }
         let mut carriage = Self::new(shared, call, scope, trace)?;

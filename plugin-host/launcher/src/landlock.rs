@@ -365,9 +365,9 @@ mod tests {
         };
         let spec = JailSpec {
             namespaces: true,
-            root: crate::spec::RootSpec {
+            root: RootSpec {
                 binds: vec![bind("/usr", false), bind("/run/plugin/own", true)],
-                ..crate::spec::RootSpec::default()
+                ..RootSpec::default()
             },
             ..JailSpec::default()
         };

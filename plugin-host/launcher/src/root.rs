@@ -241,14 +241,14 @@ fn place(site: &Path, path: &Path, is_directory: bool) -> io::Result<PathBuf> {
         fs::create_dir_all(&path)?;
         return Ok(path);
     }
-    let make = || fs::OpenOptions::new().write(true).create_new(true).mode(0o444).open(&path);
-    let made = match make() {
-        Err(error) if error.kind() == io::ErrorKind::NotFound => {
+    let empty = || fs::OpenOptions::new().write(true).create_new(true).mode(0o444).open(&path);
+    let made = empty().or_else(|error| match error.kind() {
+        io::ErrorKind::NotFound => {
             make_parent(&path)?;
-            make()
+            empty()
         }
-        made => made,
-    };
+        _ => Err(error),
+    });
     match made {
         // Within another bind, which may be read-only, it is there already.
         Err(error) if error.kind() != io::ErrorKind::AlreadyExists => Err(error),

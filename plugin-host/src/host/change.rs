@@ -37,14 +37,14 @@ impl Host {
         for place in 0..count {
             let entry = self.same(name, &entry)?;
             let Some(instance) = entry.instances.get(place) else { break };
-            if !instance.status.lock().state.is_alive() {
-                // It has ended for good; what is left of it goes before the next begins.
-                instance.ended.cancelled().await;
-            }
-            let again = if instance.ended.is_cancelled() {
-                self.anew(name, &entry, place).await?
+            let alive = instance.status.lock().state.is_alive();
+            let told = if alive { again(instance).await } else { None };
+            let again = if let Some(again) = told {
+                again
             } else {
-                again(instance).await
+                // What is left of it goes before the next begins.
+                instance.ended.cancelled().await;
+                self.anew(name, &entry, place).await?
             };
             again.map_err(|reason| ChangeError::NotReady { name: instance.key.clone(), reason })?;
         }
@@ -274,22 +274,22 @@ impl Host {
     }
 }
 
-/// Starts an instance again that has a supervisor, and waits until it is ready.
-async fn again(instance: &Instance) -> Result<(), String> {
+/// Starts an instance again that has a supervisor, and waits until it is ready; `None` where it
+/// ended for good before it was told.
+async fn again(instance: &Instance) -> Option<Result<(), String>> {
     let mut phase = instance.phase.clone();
     let before = phase.borrow().attempt;
     let why = "restarted by the operator".to_owned();
     let order = Order::Start { delay: Duration::ZERO, why };
-    if instance.orders.send(order).await.is_err() {
-        return Err("it has just ended".into());
-    }
+    instance.orders.send(order).await.ok()?;
     let settled = phase.wait_for(|phase| {
         let begun = phase.attempt > before;
         let done = phase.state == State::Running || phase.over == phase.attempt;
         (begun && done) || !phase.state.is_alive()
     });
-    match settled.await.map(|phase| phase.state) {
-        Ok(State::Running) => Ok(()),
-        _ => Err(instance.status.lock().reason.clone()),
+    match settled.await.map(|phase| (phase.state, phase.attempt)) {
+        Ok((State::Running, _)) => Some(Ok(())),
+        Ok((_, attempt)) if attempt == before => None,
+        _ => Some(Err(instance.status.lock().reason.clone())),
     }
 }

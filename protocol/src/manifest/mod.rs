@@ -450,5 +450,22 @@ pub enum RestartWhen {
     Never,
 }
 
+/// What fuzzing and the replay of its corpus do with any bytes: read them as a manifest. Panics
+/// only where a promise of this module is broken.
+pub fn exercise(bytes: &[u8]) {
+    let defaults = Defaults::default();
+    match Manifest::parse(bytes, &defaults) {
+        Ok(manifest) => {
+            let whole = Defaults {
+                start_timeout: manifest.start_timeout.unwrap_or(defaults.start_timeout),
+                restart: manifest.restart.over(&defaults.restart),
+            };
+            assert!(whole.give_up().is_ok(), "whoever cannot start is given up in the end");
+            assert!(!manifest.name.as_str().contains('/'), "a name is a file name");
+        }
+        Err(error) => assert!(!error.mistakes.is_empty(), "a refusal has a reason"),
+    }
+}
+
 #[cfg(test)]
 mod tests;

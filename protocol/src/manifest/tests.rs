@@ -212,6 +212,17 @@ fn a_manifest_has_a_size() {
     assert!(Manifest::parse(&[0xff, 0xfe], &Defaults::default()).is_err());
 }
 
+#[test]
+fn the_corpus_of_the_fuzzer_passes() {
+    let corpus = concat!(env!("CARGO_MANIFEST_DIR"), "/../fuzz/corpus/manifest");
+    let mut files = 0;
+    for entry in std::fs::read_dir(corpus).expect("the corpus is part of the repository") {
+        exercise(&std::fs::read(entry.expect("listed").path()).expect("readable"));
+        files += 1;
+    }
+    assert!(files > 0, "the corpus is empty");
+}
+
 proptest! {
     #[test]
     fn no_text_makes_it_panic(text in "\\PC{0,300}") {

@@ -21,6 +21,7 @@ use std::{
     time::{Duration, Instant},
 };
 
+use arc_swap::ArcSwap;
 use bytes::Bytes;
 use futures::stream;
 use http::{
@@ -30,7 +31,6 @@ use http::{
 use http_body::Frame;
 use http_body_util::StreamBody;
 use moka::policy::EvictionPolicy;
-use parking_lot::RwLock;
 use protocol::{
     failure::{Failure, Ran},
     ports::{Body, Call, Reply},
@@ -68,8 +68,8 @@ const BELIEVED: Duration = Duration::from_mins(1);
 /// What one router keeps.
 pub(crate) struct Cache {
     answers: moka::sync::Cache<Key, Arc<Kept>>,
-    /// Those whose answers have spoken of caching.
-    methods: RwLock<HashMap<MethodPath, Judged>>,
+    /// Those whose answers have spoken of caching. Every call looks, so a look takes no lock.
+    methods: ArcSwap<HashMap<MethodPath, Judged>>,
 }
 
 /// Whether a method's answers may be kept, and until when that is believed, on the router's clock.
@@ -111,25 +111,29 @@ impl Cache {
             // What was just answered is what is asked next, however seldom it was before.
             .eviction_policy(EvictionPolicy::lru())
             .build();
-        Self { answers, methods: RwLock::default() }
+        Self { answers, methods: ArcSwap::default() }
     }
 
     /// Whether an answer of this method may be here.
     pub(crate) fn may_hold(&self, path: &MethodPath) -> bool {
-        let methods = self.methods.read();
+        let methods = self.methods.load();
         !methods.is_empty() && methods.get(path).is_some_and(|judged| judged.cacheable)
     }
 
     fn is_judged(&self, path: &MethodPath, now: u64) -> bool {
-        self.methods.read().get(path).is_some_and(|judged| judged.until > now)
+        self.methods.load().get(path).is_some_and(|judged| judged.until > now)
     }
 
-    fn judge(&self, path: MethodPath, cacheable: bool, now: u64) {
-        let mut methods = self.methods.write();
-        if methods.len() >= METHODS_MAX {
-            methods.clear();
-        }
-        methods.insert(path, Judged { cacheable, until: now + BELIEVED.as_micros() as u64 });
+    fn judge(&self, path: &MethodPath, cacheable: bool, now: u64) {
+        let judged = Judged { cacheable, until: now + BELIEVED.as_micros() as u64 };
+        self.methods.rcu(|known| {
+            let mut methods = HashMap::clone(known);
+            if methods.len() >= METHODS_MAX {
+                methods.clear();
+            }
+            methods.insert(path.clone(), judged);
+            methods
+        });
     }
 
     /// The answer to `key`, while it holds.
@@ -207,7 +211,7 @@ impl Carriage {
             let due = self.watchdog.within(self.shared.settings.describe);
             let asked = self.shared.ports.declared.of(path.clone(), due);
             let declared = tokio::time::timeout_at(due.into(), asked).await.unwrap_or_default();
-            cache.judge(path.clone(), declared.cacheable, now);
+            cache.judge(path, declared.cacheable, now);
         }
         let Some(key) = key.filter(|_| cache.may_hold(path)) else { return answered };
         let until = now + lifetime.min(LIFETIME_MAX).as_micros() as u64;

@@ -7,7 +7,7 @@ use std::{
     task::{Context, Poll, ready},
 };
 
-use bytes::{Bytes, BytesMut};
+use bytes::Bytes;
 use http::HeaderMap;
 use http_body::{Frame, SizeHint};
 use protocol::{failure::Failure, ports::Body};
@@ -29,7 +29,7 @@ struct Copy {
     key: Key,
     metadata: HeaderMap,
     /// A copy indeed: chunks may hold far larger buffers of their connections alive.
-    message: BytesMut,
+    message: Vec<u8>,
     /// In which it holds, on the router's clock.
     holds: Range<u64>,
 }
@@ -43,7 +43,7 @@ impl Keeping {
         holds: Range<u64>,
     ) -> Self {
         let metadata = metadata.clone();
-        Self { body, shared, copy: Some(Copy { key, metadata, message: BytesMut::new(), holds }) }
+        Self { body, shared, copy: Some(Copy { key, metadata, message: Vec::new(), holds }) }
     }
 
     fn see(&mut self, frame: &Frame<Bytes>) {
@@ -57,7 +57,8 @@ impl Keeping {
             && trailers.get("grpc-status").is_some_and(|status| status == "0")
         {
             let Copy { key, metadata, message, holds } = copy;
-            let message = Bytes::copy_from_slice(&message);
+            // Without the room it grew into: what is kept is counted by its length.
+            let message = Bytes::from(message.into_boxed_slice());
             let trailers = trailers.clone();
             let kept = Kept { metadata, message, trailers, since: holds.start, until: holds.end };
             self.shared.cache.answers.insert(key, Arc::new(kept));
